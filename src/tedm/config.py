@@ -1,0 +1,499 @@
+"""Every setting of an experiment: type, default, unit, meaning and source; errors name the YAML path."""
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tedm.errors import TedmError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]  # becomes part of a path
+STUDY_TIMESTEPS = [1, 10, 25, 50, 200, 400, 600, 800]  # [Rosnati 2023, 4]
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ── data ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PhantomSource(Section):
+    """Synthetic chest radiographs drawn by this project."""
+
+    type: Literal["phantom"]
+    site: Literal["chestxray8", "jsrt", "nih", "montgomery"]  # whose looks the images imitate
+    count: int = Field(ge=1)  # images
+
+
+class FolderSource(Section):
+    """A folder of images, with a folder of masks whose files have the same names."""
+
+    type: Literal["folder"]
+    images: str  # folder, relative to data_root
+    masks: str | None = None  # folder, relative to data_root; absent: unlabelled
+    licence: str = ""  # terms of use, copied into everything made from the images
+    cite: str = ""  # whom to cite
+    fit: Literal["stretch", "pad", "crop"] = "stretch"  # how a non-square image becomes square
+    limit: int | None = Field(None, ge=1)  # use only the first so many images, by name
+
+
+Source = Annotated[PhantomSource | FolderSource, Field(discriminator="type")]
+
+
+class SplitConfig(Section):
+    """Which image is train, val or test: counts, fractions, or a CSV with columns id and split."""
+
+    file: str | None = None  # CSV, relative to data_root; or the name of a split that ships with tedm
+    train: int | float = 0  # count (int) or fraction (float) of the images
+    val: int | float = 0
+    test: int | float = 0
+    unlabelled: int | float = 0
+
+    @model_validator(mode="after")
+    def _something(self) -> "SplitConfig":
+        drawn = [self.train, self.val, self.test, self.unlabelled]
+        if self.file is None and not any(drawn):
+            raise ValueError("give `file`, or numbers for train, val, test, unlabelled")
+        if self.file is not None and any(drawn):
+            raise ValueError("give either `file` or numbers, not both")
+        if any(x < 0 for x in drawn):
+            raise ValueError("a split cannot be negative")
+        return self
+
+
+class DatasetConfig(Section):
+    """One data set: where it comes from and how it is split."""
+
+    label: str  # its name in tables and figures
+    source: Source
+    split: SplitConfig
+
+
+class ImageConfig(Section):
+    """What the network sees."""
+
+    size: int = Field(128, ge=8, le=4096)  # pixels; images are square
+    channels: int = Field(1, ge=1, le=16)
+    classes: list[str] = ["lungs"]  # names of the mask's classes
+
+
+# ── diffusion backbone ──────────────────────────────────────────────────────────────────────────
+
+
+class DiffusionConfig(Section):
+    """The forward process and the objective."""
+
+    timesteps: int = Field(1000, ge=2)  # T, length of the forward chain [Rosnati 2023, 3]
+    schedule: Literal["cosine", "linear"] = "cosine"  # of beta_t [Nichol & Dhariwal 2021, eq. 17]
+    objective: Literal["noise", "image", "velocity"] = "noise"  # what the UNet predicts [Ho 2020]
+    loss: Literal["l1", "l2"] = "l1"  # [authors' code]
+    p2_gamma: float = Field(0.0, ge=0)  # loss weight (k + SNR)^-gamma [Choi 2022, eq. 8]; 0: none
+    p2_k: float = Field(1.0, gt=0)
+
+
+class OptimizerConfig(Section):
+    """How a network is trained."""
+
+    steps: int = Field(100_000, ge=0)  # optimizer steps [A.3]; 0: random weights, a control
+    batch_size: int = Field(16, ge=1)  # images per step [authors' code; the paper prints 4]
+    learning_rate: float = Field(1e-4, gt=0)  # Adam [A.3]
+    warmup: int = Field(0, ge=0)  # steps over which the rate rises linearly from 0
+    decay: Literal["none", "cosine"] = "none"  # of the rate, to 0 at the last step
+    accumulate: int = Field(1, ge=1)  # micro-batches per step
+    clip: float | None = Field(None, gt=0)  # largest norm of the gradient
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights, which is then kept
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+    compile: bool = False  # torch.compile; needs a C++ compiler on the CPU
+    validate_every: int = Field(100, ge=1)  # steps [authors' code]
+    save_every: int = Field(100, ge=1)  # steps between resumable states
+
+
+class DDPMConfig(Section):
+    """The denoising diffusion model of this project."""
+
+    type: Literal["ddpm"]
+    data: Name  # data set whose unlabelled images it learns
+    validation: float = Field(0.1, gt=0, lt=1)  # share of them kept for the validation loss …
+    validation_max: int = Field(512, ge=1)  # … but at most so many images
+    width: int = Field(64, ge=8, multiple_of=8)  # channels of the first level
+    multipliers: list[int] = Field([1, 2, 4, 8], min_length=2)  # of the width, one per level
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: OptimizerConfig = OptimizerConfig()
+    samples: int = Field(16, ge=0)  # images drawn from the model for a look at it
+    samples_every: int = Field(0, ge=0)  # steps; 0: once, at the end
+    sampling_steps: int = Field(50, ge=2)  # DDIM steps for them [Song 2021, 4.2]
+
+
+class ImportedConfig(Section):
+    """A checkpoint of the authors' code, or a backbone folder made by this project."""
+
+    type: Literal["imported"]
+    path: str  # file or folder, relative to data_root
+
+
+BackboneConfig = Annotated[DDPMConfig | ImportedConfig, Field(discriminator="type")]
+
+
+class FeaturesConfig(Section):
+    """What the store keeps of a backbone's activations."""
+
+    layers: list[str] | None = None  # decoder layers; absent: all of them
+    dtype: Literal["float16", "float32"] = "float16"
+    keep_bits: int | None = Field(None, ge=1, le=23)  # mantissa bits kept by rounding; absent: all
+    codec: Literal["none", "zstd", "lz4"] = "zstd"
+    draws: int = Field(1, ge=1)  # noise draws per image and timestep
+    shared_noise: bool = False  # one noise for all images, instead of one for each
+    input_range: Literal["trained", "official"] = "trained"
+    # trained: [-1, 1], as the network saw in training; official: [0, 1], as the authors' code feeds
+    images_per_shard: int = Field(64, ge=1)  # images per file
+    batch_size: int = Field(16, ge=1)  # images per forward pass; no effect on the values
+
+
+# ── heads ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class HeadConfig(BaseModel):
+    """A head on cached features; keys beyond these are settings of its type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str  # ridge, mlp, …, an entry point of the group tedm.heads, or a path package.module:Class
+    backbone: Name | None = None  # absent: the only one
+    timesteps: list[int] = Field(default=STUDY_TIMESTEPS, min_length=1)
+    layers: list[str] | None = None  # absent: all that the store keeps
+    readings: dict[str, list[int]] = {}  # further methods: the same head, read at these timesteps only
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the head's type."""
+        return dict(self.model_extra or {})
+
+
+class RidgeSettings(Section):
+    """Ridge-penalised logistic regression, one classifier per timestep."""
+
+    C: float = Field(0.01, gt=0)  # inverse strength of the penalty, as in scikit-learn
+    standardise: Literal["channel", "pixel"] = "channel"  # pixel: per channel and pixel [authors' code]
+    resize: Literal["bilinear", "nearest"] = "bilinear"  # [Rosnati 2023, 2.2]; nearest [authors' code]
+    tolerance: float = Field(1e-6, gt=0)  # on the gradient's norm, relative to its start
+    max_iterations: int = Field(500, ge=1)
+
+
+class MLPSettings(Section):
+    """Multi-layer perceptron on every pixel (Baranchuk et al. 2022; Rosnati et al. 2023, 2.2)."""
+
+    combine: Literal["concat", "share"]  # all steps concatenated, or one network shared by the steps
+    hidden: list[int] = Field([128, 32], min_length=1)  # [Baranchuk 2022, B]
+    members: int = Field(1, ge=1)  # networks whose votes are counted; LEDM as published has 10
+    steps: int = Field(20_000, ge=1)  # [A.3]
+    batch_size: int = Field(4, ge=1)  # images [A.3]
+    pixels: int | None = Field(None, ge=1)  # random pixels per image and step; absent: all [authors' code]
+    learning_rate: float = Field(1e-4, gt=0)  # Adam [A.3]
+    validate_every: int = Field(100, ge=1)  # steps
+    patience: int | None = Field(None, ge=1)  # validations without progress until it stops; absent: never
+    resize: Literal["bilinear", "nearest"] = "bilinear"
+
+
+class SklearnSettings(Section):
+    """Any scikit-learn classifier, on sampled pixels."""
+
+    estimator: str = "sklearn.ensemble.HistGradientBoostingClassifier"  # dotted path
+    parameters: dict[str, Any] = {}  # of the estimator
+    pixels: int = Field(500, ge=1)  # per image and timestep
+    combine: Literal["concat", "share"] = "share"
+    resize: Literal["bilinear", "nearest"] = "bilinear"
+
+
+HEAD_SETTINGS: dict[str, type[Section]] = {
+    "ridge": RidgeSettings,
+    "mlp": MLPSettings,
+    "sklearn": SklearnSettings,
+}
+
+
+class SupervisedConfig(Section):
+    """The same UNet without timestep, trained on the labelled images alone."""
+
+    type: Literal["supervised"] = "supervised"
+    width: int = Field(64, ge=8, multiple_of=8)
+    multipliers: list[int] = Field([1, 2, 4, 8], min_length=2)
+    training: OptimizerConfig = OptimizerConfig(steps=20_000, batch_size=4)
+    augment: bool = True  # random crop, brightness, contrast
+
+
+# ── evaluation ──────────────────────────────────────────────────────────────────────────────────
+
+
+class EvaluationConfig(Section):
+    """Who is trained on how much, and tested where."""
+
+    train_on: Name  # data set with the splits train and val
+    test_on: list[Name] = Field(min_length=1)  # data sets with the split test
+    train_sizes: list[int] = Field(
+        [1, 3, 6, 12, 24, 49, 98, 197], min_length=1
+    )  # first n [Rosnati 2023, 3]
+    seeds: list[int] = Field([0], min_length=1)  # of heads and baselines
+    level: float = Field(0.05, gt=0, lt=1)  # of the Wilcoxon test behind bold
+
+
+class Experiment(Section):
+    """A whole experiment: one YAML file."""
+
+    title: str
+    seed: int = Field(0, ge=0)  # every random draw comes from it
+    results: str = "results"  # directory of everything that is made
+    data_root: str = "."  # relative paths of data start here
+    image: ImageConfig = ImageConfig()
+    datasets: dict[Name, DatasetConfig] = Field(min_length=1)
+    backbones: dict[Name, BackboneConfig] = Field(min_length=1)
+    features: FeaturesConfig = FeaturesConfig()
+    heads: dict[Name, HeadConfig] = {}
+    baselines: dict[Name, SupervisedConfig] = {}
+    evaluation: EvaluationConfig
+    pathvars: dict[str, str] = {}  # Snakemake's own
+
+    @property
+    def synthetic(self) -> bool:
+        """True where the data are drawn, not measured."""
+        return any(d.source.type == "phantom" for d in self.datasets.values())
+
+    def backbone_of(self, head: str) -> str:
+        """Name of the backbone whose features a head reads."""
+        return self.heads[head].backbone or next(iter(self.backbones))
+
+    def methods(self) -> list[str]:
+        """Rows of the tables: baselines, heads and their readings, in the order of the config."""
+        names = list(self.baselines)
+        for name, head in self.heads.items():
+            names += [name, *head.readings]
+        return names
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def load(path: Path) -> Experiment:
+    """Read and check an experiment's YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TedmError(f"{path}: no such configuration file") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TedmError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise TedmError(f"{path}: expected keys and values at the top level")
+    return parse(values, str(path))
+
+
+def parse(values: Mapping[str, Any], where: str = "config") -> Experiment:
+    """Check settings that have been read already; `where` names them in errors."""
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        raise TedmError("\n".join(_explain(error, values, where))) from None
+    problems = list(_inconsistencies(experiment))
+    if problems:
+        raise TedmError("\n".join(f"{where}: {problem}" for problem in problems))
+    return experiment
+
+
+def head_settings(kind: str, settings: Mapping[str, Any]) -> Section:
+    """Check the settings of a head type that ships with tedm."""
+    return HEAD_SETTINGS[kind].model_validate(dict(settings))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of an experiment, for editors."""
+    return Experiment.model_json_schema()
+
+
+def _explain(error: ValidationError, values: Any, where: str) -> Iterator[str]:
+    for problem in error.errors():
+        # A tagged union puts its tag into the location, where the YAML has no such key.
+        location = list(_yaml_path(problem["loc"], values))
+        path = _dotted(location)
+        if problem["type"] == "extra_forbidden":
+            yield f"{where}: {path}: unknown key{_suggestion(location, values, problem['loc'])}"
+        elif problem["type"] == "missing":
+            yield f"{where}: {path}: missing"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            shown = repr(problem["input"])
+            short = shown if len(shown) <= 60 else shown[:57] + "…"
+            yield f"{where}: {path}: {message[0].lower() + message[1:]}, got {short}"
+
+
+def _yaml_path(location: tuple[str | int, ...], values: Any) -> Iterator[str | int]:
+    for i, part in enumerate(location):
+        last = i == len(location) - 1
+        if isinstance(values, Mapping):
+            if part not in values and not last:
+                continue
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif not last:
+            continue
+        yield part
+
+
+def _dotted(location: list[str | int]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "(top level)"
+
+
+def _suggestion(location: list[str | int], values: Any, loc: tuple[str | int, ...]) -> str:
+    allowed = sorted(_allowed_keys(Experiment, loc[:-1]))
+    if not allowed:
+        return ""
+    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    meant = f", did you mean {close[0]}?" if close else ""
+    return f"{meant} (allowed: {', '.join(allowed)})"
+
+
+def _allowed_keys(model: Any, loc: tuple[str | int, ...]) -> set[str]:
+    """Keys that the section at `loc` of the schema knows."""
+    schema = json_schema()
+    definitions = schema["$defs"]
+    node: dict[str, Any] = schema
+    for part in loc:
+        node = _resolved(node, definitions, str(part))
+        if "properties" in node and part in node["properties"]:
+            node = node["properties"][part]
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = node["additionalProperties"]
+        elif isinstance(part, int) and "items" in node:
+            node = node["items"]
+    node = _resolved(node, definitions, "")
+    return set(node.get("properties", {}))
+
+
+def _resolved(node: dict[str, Any], definitions: dict[str, Any], tag: str) -> dict[str, Any]:
+    while True:
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        elif "discriminator" in node and tag in node["discriminator"]["mapping"]:
+            node = {"$ref": node["discriminator"]["mapping"][tag]}
+        else:
+            return node
+
+
+def _inconsistencies(e: Experiment) -> Iterator[str]:
+    yield from _data_inconsistencies(e)
+    yield from _network_inconsistencies(e)
+    for name, head in e.heads.items():
+        yield from _head_inconsistencies(e, name, head)
+    for name in sorted(set(e.heads) & set(e.baselines)):
+        yield f"baselines.{name}: a head has the same name; give it another"
+    methods = e.methods()
+    for name in sorted({m for m in methods if methods.count(m) > 1}):
+        yield f"heads: {name} stands for two methods; give one reading another name"
+
+
+def _data_inconsistencies(e: Experiment) -> Iterator[str]:
+    known = f"(data sets: {', '.join(e.datasets)})"
+    for name, backbone in e.backbones.items():
+        if isinstance(backbone, DDPMConfig) and backbone.data not in e.datasets:
+            yield f"backbones.{name}.data: no data set {backbone.data} {known}"
+    if e.evaluation.train_on not in e.datasets:
+        yield f"evaluation.train_on: no data set {e.evaluation.train_on} {known}"
+    for i, name in enumerate(e.evaluation.test_on):
+        if name not in e.datasets:
+            yield f"evaluation.test_on[{i}]: no data set {name} {known}"
+    for i, n in enumerate(e.evaluation.train_sizes):
+        if n < 1:
+            yield f"evaluation.train_sizes[{i}]: {n} is not a number of images"
+    for key, values in (
+        ("train_sizes", e.evaluation.train_sizes),
+        ("seeds", e.evaluation.seeds),
+        ("test_on", e.evaluation.test_on),
+    ):
+        if len(set(values)) < len(values):
+            yield f"evaluation.{key}: has the same value twice"
+
+
+def _network_inconsistencies(e: Experiment) -> Iterator[str]:
+    networks = {f"backbones.{k}": v for k, v in e.backbones.items() if isinstance(v, DDPMConfig)}
+    networks |= {f"baselines.{k}": v for k, v in e.baselines.items()}  # type: ignore[misc]
+    for where, network in networks.items():
+        reduction = 2 ** (len(network.multipliers) - 1)
+        if e.image.size % reduction:
+            yield (
+                f"image.size: {e.image.size} is not a multiple of {reduction}, which the"
+                f" {len(network.multipliers)} levels of {where} need"
+            )
+
+
+def _head_inconsistencies(e: Experiment, name: str, head: HeadConfig) -> Iterator[str]:
+    where = f"heads.{name}"
+    if head.backbone is not None and head.backbone not in e.backbones:
+        yield f"{where}.backbone: no backbone {head.backbone} (backbones: {', '.join(e.backbones)})"
+        return
+    if head.backbone is None and len(e.backbones) > 1:
+        yield f"{where}.backbone: say which of {', '.join(e.backbones)} it reads"
+        return
+    backbone = e.backbones[e.backbone_of(name)]
+    if isinstance(backbone, DDPMConfig):
+        steps = backbone.diffusion.timesteps
+        for i, t in enumerate(head.timesteps):
+            if not 0 <= t < steps:
+                yield (
+                    f"{where}.timesteps[{i}]: {t} is outside 0 … {steps - 1}"
+                    f" (backbones.{e.backbone_of(name)}.diffusion.timesteps is {steps})"
+                )
+        known = [f"up{i}" for i in range(len(backbone.multipliers))]
+        for i, layer in enumerate(head.layers or []):
+            if layer not in (e.features.layers or known):
+                yield f"{where}.layers[{i}]: no layer {layer} (kept: {', '.join(e.features.layers or known)})"
+    if len(set(head.timesteps)) < len(head.timesteps):
+        yield f"{where}.timesteps: has the same timestep twice"
+    for reading, steps_read in head.readings.items():
+        for t in steps_read:
+            if t not in head.timesteps:
+                yield f"{where}.readings.{reading}: {t} is not among the head's timesteps {head.timesteps}"
+        if not steps_read:
+            yield f"{where}.readings.{reading}: names no timestep"
+    yield from _setting_inconsistencies(where, head)
+
+
+def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
+    if head.type in HEAD_SETTINGS:
+        try:
+            checked = head_settings(head.type, head.settings)
+        except ValidationError as error:
+            allowed = sorted({*HEAD_SETTINGS[head.type].model_fields, *HeadConfig.model_fields})
+            for problem in error.errors():
+                path = _dotted([where, *problem["loc"]])
+                if problem["type"] == "extra_forbidden":
+                    close = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
+                    meant = f", did you mean {close[0]}?" if close else ""
+                    yield f"{path}: unknown key{meant} (allowed: {', '.join(allowed)})"
+                else:
+                    message = problem["msg"].removeprefix("Value error, ")
+                    yield f"{path}: {message[0].lower() + message[1:]}"
+            return
+        if head.readings and getattr(checked, "combine", "share") == "concat":
+            yield f"{where}.readings: a head that concatenates its timesteps has no single-step readings"
+    elif ":" not in head.type and head.type not in _entry_points():
+        kinds = sorted({*HEAD_SETTINGS, *_entry_points()})
+        close = difflib.get_close_matches(head.type, kinds, n=1)
+        meant = f", did you mean {close[0]}?" if close else ""
+        yield (
+            f"{where}.type: no head type {head.type}{meant} (known: {', '.join(kinds)};"
+            " or package.module:Class)"
+        )
+
+
+def _entry_points() -> set[str]:
+    return {point.name for point in importlib.metadata.entry_points(group="tedm.heads")}
