@@ -2,7 +2,7 @@
 
 import difflib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -250,6 +250,7 @@ class Experiment(Section):
     seed: int = Field(0, ge=0)  # every random draw comes from it
     results: str = "results"  # directory of everything that is made
     data_root: str = "."  # relative paths of data start here
+    gpus: int = Field(0, ge=0)  # GPUs that a training or extraction job asks the scheduler for
     image: ImageConfig = ImageConfig()
     datasets: dict[Name, DatasetConfig] = Field(min_length=1)
     backbones: dict[Name, BackboneConfig] = Field(min_length=1)
@@ -322,7 +323,7 @@ def _explain(error: ValidationError, values: Any, where: str) -> Iterator[str]:
         location = list(_yaml_path(problem["loc"], values))
         path = _dotted(location)
         if problem["type"] == "extra_forbidden":
-            yield f"{where}: {path}: unknown key{_suggestion(location, values, problem['loc'])}"
+            yield f"{where}: {path}: unknown key{_suggestion(problem['loc'])}"
         elif problem["type"] == "missing":
             yield f"{where}: {path}: missing"
         else:
@@ -353,16 +354,19 @@ def _dotted(location: list[str | int]) -> str:
     return text or "(top level)"
 
 
-def _suggestion(location: list[str | int], values: Any, loc: tuple[str | int, ...]) -> str:
-    allowed = sorted(_allowed_keys(Experiment, loc[:-1]))
-    if not allowed:
-        return ""
-    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+def _suggestion(location: tuple[str | int, ...]) -> str:
+    return _meant(str(location[-1]), _allowed_keys(location[:-1]))
+
+
+def _meant(key: str, allowed: Iterable[str]) -> str:
+    """What a misspelt key may have meant, and what is allowed in its place."""
+    choices = sorted(allowed)
+    close = difflib.get_close_matches(key, choices, n=1)
     meant = f", did you mean {close[0]}?" if close else ""
-    return f"{meant} (allowed: {', '.join(allowed)})"
+    return f"{meant} (allowed: {', '.join(choices)})"
 
 
-def _allowed_keys(model: Any, loc: tuple[str | int, ...]) -> set[str]:
+def _allowed_keys(loc: tuple[str | int, ...]) -> set[str]:
     """Keys that the section at `loc` of the schema knows."""
     schema = json_schema()
     definitions = schema["$defs"]
@@ -371,8 +375,8 @@ def _allowed_keys(model: Any, loc: tuple[str | int, ...]) -> set[str]:
         node = _resolved(node, definitions, str(part))
         if "properties" in node and part in node["properties"]:
             node = node["properties"][part]
-        elif isinstance(node.get("additionalProperties"), dict):
-            node = node["additionalProperties"]
+        elif "patternProperties" in node:
+            node = next(iter(node["patternProperties"].values()))
         elif isinstance(part, int) and "items" in node:
             node = node["items"]
     node = _resolved(node, definitions, "")
@@ -453,9 +457,10 @@ def _head_inconsistencies(e: Experiment, name: str, head: HeadConfig) -> Iterato
                     f" (backbones.{e.backbone_of(name)}.diffusion.timesteps is {steps})"
                 )
         known = [f"up{i}" for i in range(len(backbone.multipliers))]
+        kept = e.features.layers or known
         for i, layer in enumerate(head.layers or []):
-            if layer not in (e.features.layers or known):
-                yield f"{where}.layers[{i}]: no layer {layer} (kept: {', '.join(e.features.layers or known)})"
+            if layer not in kept:
+                yield f"{where}.layers[{i}]: no layer {layer} (kept: {', '.join(kept)})"
     if len(set(head.timesteps)) < len(head.timesteps):
         yield f"{where}.timesteps: has the same timestep twice"
     for reading, steps_read in head.readings.items():
@@ -472,13 +477,11 @@ def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
         try:
             checked = head_settings(head.type, head.settings)
         except ValidationError as error:
-            allowed = sorted({*HEAD_SETTINGS[head.type].model_fields, *HeadConfig.model_fields})
+            allowed = {*HEAD_SETTINGS[head.type].model_fields, *HeadConfig.model_fields}
             for problem in error.errors():
                 path = _dotted([where, *problem["loc"]])
                 if problem["type"] == "extra_forbidden":
-                    close = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
-                    meant = f", did you mean {close[0]}?" if close else ""
-                    yield f"{path}: unknown key{meant} (allowed: {', '.join(allowed)})"
+                    yield f"{path}: unknown key{_meant(str(problem['loc'][-1]), allowed)}"
                 else:
                     message = problem["msg"].removeprefix("Value error, ")
                     yield f"{path}: {message[0].lower() + message[1:]}"
@@ -486,13 +489,8 @@ def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
         if head.readings and getattr(checked, "combine", "share") == "concat":
             yield f"{where}.readings: a head that concatenates its timesteps has no single-step readings"
     elif ":" not in head.type and head.type not in _entry_points():
-        kinds = sorted({*HEAD_SETTINGS, *_entry_points()})
-        close = difflib.get_close_matches(head.type, kinds, n=1)
-        meant = f", did you mean {close[0]}?" if close else ""
-        yield (
-            f"{where}.type: no head type {head.type}{meant} (known: {', '.join(kinds)};"
-            " or package.module:Class)"
-        )
+        kinds = {*HEAD_SETTINGS, *_entry_points(), "package.module:Class"}
+        yield f"{where}.type: no head type {head.type}{_meant(head.type, kinds)}"
 
 
 def _entry_points() -> set[str]:

@@ -1,0 +1,58 @@
+# Backbones: the models whose activations are kept.
+
+
+rule train_backbone:
+    """Train the denoising diffusion model on unlabelled images."""
+    input:
+        data=lambda w: ancient(data_of([EXPERIMENT.backbones[w.backbone].data])),
+        summary=lambda w: f"{RESULTS}/data/{EXPERIMENT.backbones[w.backbone].data}.json",
+    output:
+        weights="<results>/backbones/{backbone}/model.safetensors",
+        config="<results>/backbones/{backbone}/config.json",
+        losses="<results>/backbones/{backbone}/losses.csv",
+        samples="<results>/backbones/{backbone}/samples.png",
+        digest="<results>/backbones/{backbone}/digest.json",
+    wildcard_constraints:
+        backbone=of_type("ddpm"),
+    params:
+        spec=lambda w: canonical_json(backbone_spec(w.backbone)),
+        directory=lambda w: f"{RESULTS}/backbones/{w.backbone}",
+    threads: 8
+    resources:
+        gpu=EXPERIMENT.gpus,
+        mem_mb=lambda w, attempt: 3000 * attempt,
+        runtime=24 * 60,
+    log:
+        "<logs>/backbones/{backbone}.log",
+    benchmark:
+        "<benchmarks>/backbones/{backbone}.tsv"
+    conda:
+        "../envs/tedm.yaml"
+    shell:
+        "tedm train --spec {params.spec:q} --data {input.data} --out {params.directory}"
+        " --threads {threads} 2>&1 | tee {log}"
+
+
+rule import_backbone:
+    """Take over a checkpoint of the authors' code."""
+    output:
+        weights="<results>/backbones/{backbone}/model.safetensors",
+        config="<results>/backbones/{backbone}/config.json",
+        digest="<results>/backbones/{backbone}/digest.json",
+    wildcard_constraints:
+        backbone=of_type("imported"),
+    params:
+        checkpoint=lambda w: str(Path(EXPERIMENT.data_root, EXPERIMENT.backbones[w.backbone].path)),
+        directory=lambda w: f"{RESULTS}/backbones/{w.backbone}",
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    log:
+        "<logs>/backbones/{backbone}.import.log",
+    benchmark:
+        "<benchmarks>/backbones/{backbone}.import.tsv"
+    conda:
+        "../envs/tedm.yaml"
+    shell:
+        "tedm backbone import {params.checkpoint:q} --out {params.directory} 2>&1 | tee {log}"

@@ -1,0 +1,166 @@
+# The experiment's settings, as the rules use them. No rule here, and nothing of torch.
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from tedm import config as settings
+from tedm.digests import canonical_json
+from tedm.errors import TedmError
+
+try:
+    EXPERIMENT = settings.parse(config, ", ".join(map(str, workflow.configfiles)) or "config")
+except TedmError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = EXPERIMENT.results
+TRAIN_ON = EXPERIMENT.evaluation.train_on
+TEST_ON = EXPERIMENT.evaluation.test_on
+TRAIN_SIZES = EXPERIMENT.evaluation.train_sizes
+SEEDS = EXPERIMENT.evaluation.seeds
+
+
+def one_of(names):
+    """Regular expression of a wildcard that stands for one of these names."""
+    return "|".join(names) or "(?!)"
+
+
+def of_type(kind):
+    """Regular expression for the backbones of one type."""
+    return one_of(name for name, b in EXPERIMENT.backbones.items() if b.type == kind)
+
+
+def store_of(backbone, dataset):
+    """The feature store: undeclared, so that a killed extraction is resumed instead of wiped."""
+    return f"{RESULTS}/features/{backbone}/{dataset}.zarr"
+
+
+def manifests_of(head, datasets):
+    """The manifests that say that all features a head reads are there."""
+    backbone = EXPERIMENT.backbone_of(head)
+    return [
+        f"{RESULTS}/features/{backbone}/{dataset}.t{timestep:04d}.json"
+        for dataset in datasets
+        for timestep in sorted(EXPERIMENT.heads[head].timesteps)
+    ]
+
+
+def data_of(datasets):
+    """Prepared data sets; their summaries are the tracked inputs, since they hold the digests."""
+    return [f"{RESULTS}/data/{dataset}.h5" for dataset in datasets]
+
+
+def prepare_spec(dataset):
+    return {
+        "name": dataset,
+        "dataset": EXPERIMENT.datasets[dataset].model_dump(),
+        "image": EXPERIMENT.image.model_dump(),
+        "data_root": EXPERIMENT.data_root,
+        "seed": EXPERIMENT.seed,
+    }
+
+
+def backbone_spec(backbone):
+    return {
+        "name": backbone,
+        "backbone": EXPERIMENT.backbones[backbone].model_dump(),
+        "seed": EXPERIMENT.seed,
+    }
+
+
+def extract_spec(timestep):
+    return {
+        "features": EXPERIMENT.features.model_dump(),
+        "timestep": int(timestep),
+        "seed": EXPERIMENT.seed,
+    }
+
+
+def fit_spec(head, n, seed):
+    chosen = EXPERIMENT.heads[head]
+    return {
+        "name": head,
+        "type": chosen.type,
+        "settings": chosen.settings,
+        "timesteps": sorted(chosen.timesteps),
+        "layers": chosen.layers or EXPERIMENT.features.layers,
+        "n": int(n),
+        "seed": int(seed),
+        "experiment_seed": EXPERIMENT.seed,
+    }
+
+
+def supervised_spec(baseline, n, seed):
+    return {
+        "name": baseline,
+        "supervised": EXPERIMENT.baselines[baseline].model_dump(),
+        "n": int(n),
+        "seed": int(seed),
+        "experiment_seed": EXPERIMENT.seed,
+    }
+
+
+def score_spec(method, n, seed):
+    return {
+        "method": method,
+        "readings": EXPERIMENT.heads[method].readings if method in EXPERIMENT.heads else {},
+        "datasets": TEST_ON,
+        "n": int(n),
+        "seed": int(seed),
+    }
+
+
+def report_spec():
+    return {
+        "title": EXPERIMENT.title,
+        "synthetic": EXPERIMENT.synthetic,
+        "methods": EXPERIMENT.methods(),
+        "datasets": {name: EXPERIMENT.datasets[name].label for name in TEST_ON},
+        "sources": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
+        "train_sizes": TRAIN_SIZES,
+        "seeds": SEEDS,
+        "level": EXPERIMENT.evaluation.level,
+    }
+
+
+def score_files():
+    """Every score file of the experiment."""
+    return [
+        f"{RESULTS}/scores/{method}/n{n}/seed{seed}/{dataset}.csv"
+        for method in [*EXPERIMENT.baselines, *EXPERIMENT.heads]
+        for n in TRAIN_SIZES
+        for seed in SEEDS
+        for dataset in TEST_ON
+    ]
+
+
+def mask_files(n, seed):
+    """The masks that every head and baseline predicted, for one training size and seed."""
+    return [
+        f"{RESULTS}/scores/{method}/n{n}/seed{seed}/{dataset}.npz"
+        for dataset in TEST_ON
+        for method in [*EXPERIMENT.baselines, *EXPERIMENT.heads]
+    ]
+
+
+def figure_size():
+    """The training size that the example figure shows: a few labels, which is what the method is for."""
+    return TRAIN_SIZES[len(TRAIN_SIZES) // 2]
+
+
+def segmentations_spec():
+    return {
+        "synthetic": EXPERIMENT.synthetic,
+        "methods": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
+        "datasets": {name: EXPERIMENT.datasets[name].label for name in TEST_ON},
+        "n": figure_size(),
+        "seed": SEEDS[0],
+    }
+
+
+def announce_results():
+    """Say at the end where the table is."""
+    table = Path(RESULTS, "table1.md")
+    if table.exists():
+        print(f"\n{table.read_text()}\nTable 1: {table.with_suffix('.csv')} (.md, .tex)", file=sys.stderr)

@@ -1,0 +1,23 @@
+# Data: from a source to one prepared HDF5 file.
+
+
+rule prepare_data:
+    """Read a data set from its source, resize it, split it and write it as one HDF5 file."""
+    output:
+        data="<results>/data/{dataset}.h5",
+        summary="<results>/data/{dataset}.json",
+    params:
+        spec=lambda w: canonical_json(prepare_spec(w.dataset)),
+    threads: 2
+    resources:
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=60,
+    log:
+        "<logs>/data/{dataset}.log",
+    benchmark:
+        "<benchmarks>/data/{dataset}.tsv"
+    conda:
+        "../envs/tedm.yaml"
+    shell:
+        "tedm prepare --spec {params.spec:q} --data {output.data} --summary {output.summary}"
+        " --threads {threads} 2>&1 | tee {log}"

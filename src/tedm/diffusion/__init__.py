@@ -1,0 +1,1 @@
+"""Denoising diffusion: schedule, objective, training, sampling, checkpoints."""

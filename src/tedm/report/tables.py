@@ -1,0 +1,253 @@
+"""Tables of methods by data sets and training sizes, as CSV, Markdown and LaTeX, from scores."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from tedm import statistics
+from tedm.errors import TedmError
+from tedm.files import whole, write_text
+
+ABSENT = "–"
+CELLS = (
+    *("dataset", "method", "n_train", "mean", "std", "bold", "p_value"),
+    *("subjects", "seeds", "metric", "data"),
+)
+TESTS = ("dataset", "n_train", "metric", *statistics.TESTS, "data")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One metric of several methods on several data sets; `table` makes it."""
+
+    metric: str
+    methods: tuple[str, ...]  # rows within a data set, in this order
+    datasets: Mapping[str, str]  # name: label, in this order
+    sizes: tuple[int, ...]  # columns: training sizes
+    synthetic: frozenset[str]  # names of data sets that are drawn, not measured
+    level: float  # of the test behind bold
+    classes: int  # of the data set that has most
+    note: str  # last words of the caption
+    cells: pd.DataFrame  # columns CELLS: percent, unrounded; cells without scores are left out
+    tests: pd.DataFrame  # columns TESTS: every test behind bold
+
+    def cell(self, dataset: str, method: str, n_train: int) -> tuple[str, bool]:
+        """Text of a cell, such as "87.3 ± 2.1" or "–", and whether it is bold."""
+        return self._texts.get((dataset, method, n_train), (ABSENT, False))
+
+    def subjects(self, dataset: str) -> int:
+        """Subjects that the cells of a data set are means over; 0 without scores."""
+        return int(self.cells.loc[self.cells["dataset"] == dataset, "subjects"].max(initial=0))
+
+    def data(self, dataset: str) -> str:
+        """What a data set is: "synthetic" or "real"."""
+        return _data(dataset, self.synthetic)
+
+    @cached_property
+    def _texts(self) -> dict[tuple[str, str, int], tuple[str, bool]]:
+        shown = self.cells[self.cells["mean"].notna()]
+        columns = (shown[c] for c in ("dataset", "method", "n_train", "mean", "std", "bold"))
+        return {
+            (dataset, method, n): (f"{mean:.1f} ± {std:.1f}", bool(bold))
+            for dataset, method, n, mean, std, bold in zip(*columns, strict=True)
+        }
+
+
+def table(
+    scores: pd.DataFrame,
+    metric: str,
+    methods: Sequence[str],
+    datasets: Mapping[str, str],
+    level: float = 0.05,
+    note: str = "",
+    *,
+    synthetic: Collection[str],
+) -> Table:
+    """Summarise scores: mean and standard deviation over subjects, bold by the published rule.
+
+    Seeds are averaged for each subject (and class) first. Mean and standard deviation (population, ddof 0) are then over
+    subjects, or over all pairs of subject and class. A method, data set or size without scores stays empty.
+
+    Args:
+        scores: as `evaluation.read_scores` gives them; values are fractions. Other methods and data sets are ignored.
+        metric: dice, precision, recall: a value of the column metric; higher is better.
+        methods: rows, in this order; only these are compared with each other.
+        datasets: name and label of each data set, in this order.
+        level: of the Wilcoxon test, see `statistics.compare_with_best`.
+        note: added to the caption.
+        synthetic: names of the data sets that are drawn, not measured.
+
+    Raises:
+        TedmError: where nothing has this metric, or methods were scored on different subjects.
+    """
+    known = scores["metric"].unique()
+    if metric not in known:
+        raise TedmError(f"scores: nothing has the metric {metric} (there are: {', '.join(known) or 'none'})")
+    rows = scores[
+        (scores["metric"] == metric) & scores["method"].isin(methods) & scores["dataset"].isin(list(datasets))
+    ]
+    seeds = rows.groupby(["dataset", "n_train", "method"])["seed"].nunique()
+    cells, tests = [], []
+    for dataset in datasets:
+        of_dataset = rows[rows["dataset"] == dataset]
+        if of_dataset.empty:
+            continue
+        values = statistics.subject_values(of_dataset)
+        where = {"dataset": dataset, "metric": metric, "data": _data(dataset, synthetic)}
+        for n in values.columns.unique("n_train"):
+            of_size = values[n]
+            compared = of_size[[m for m in methods if m in of_size.columns]]
+            summary, tested = statistics.compare_with_best(compared, level)
+            summary[["mean", "std"]] *= 100
+            summary["seeds"] = [int(seeds[dataset, n, m]) for m in summary["method"]]
+            cells.append(summary.assign(n_train=n, **where))
+            tests.append(tested.assign(n_train=n, **where))
+    return Table(
+        metric=metric,
+        methods=tuple(methods),
+        datasets=dict(datasets),
+        sizes=tuple(sorted(int(n) for n in rows["n_train"].unique())),
+        synthetic=frozenset(synthetic),
+        level=level,
+        classes=int(rows.groupby("dataset")["class"].nunique().max()) if len(rows) else 1,
+        note=note,
+        cells=_joined(cells, CELLS),
+        tests=_joined(tests, TESTS),
+    )
+
+
+def _data(dataset: str, synthetic: Collection[str]) -> str:
+    return "synthetic" if dataset in synthetic else "real"
+
+
+def _joined(parts: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        return pd.DataFrame(columns=list(columns))
+    return pd.concat(filled, ignore_index=True)[list(columns)]
+
+
+def write(made: Table, path: Path) -> list[Path]:
+    """Write a table in all its forms: `table1.csv`, `.md`, `.tex`, `table1_long.csv` and `table1_p_values.csv`.
+
+    The same table gives the same bytes.
+
+    Args:
+        made: the table.
+        path: of the CSV for people; the others lie beside it.
+
+    Returns:
+        The files, in the order above.
+    """
+    beside = {
+        path: wide(made),
+        path.with_name(f"{path.stem}_long.csv"): made.cells,
+        path.with_name(f"{path.stem}_p_values.csv"): made.tests,
+    }
+    for file, frame in beside.items():
+        with whole(file) as partial:
+            frame.to_csv(partial, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8")
+    write_text(path.with_suffix(".md"), markdown(made))
+    write_text(path.with_suffix(".tex"), latex(made, label=f"tab:{path.stem}"))
+    csv, long, p_values = beside
+    return [csv, path.with_suffix(".md"), path.with_suffix(".tex"), long, p_values]
+
+
+def wide(made: Table) -> pd.DataFrame:
+    """One row per data set and method, one column per training size; `*` behind bold cells."""
+    rows = [
+        {"dataset": label, "method": method}
+        | {
+            f"n={n}": text + "*" * bold for n in made.sizes for text, bold in [made.cell(dataset, method, n)]
+        }
+        | {"subjects": made.subjects(dataset), "data": made.data(dataset)}
+        for dataset, label in made.datasets.items()
+        for method in made.methods
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "method", *(f"n={n}" for n in made.sizes), "subjects", "data"])
+
+
+def caption(made: Table) -> Iterator[str]:
+    """What the reader of a table must know, sentence by sentence."""
+    over = "test subjects" if made.classes == 1 else "test subjects and classes"
+    most = int(made.cells["seeds"].max()) if len(made.cells) else 1
+    least = int(made.cells["seeds"].min()) if len(made.cells) else 1
+    seeds = f"{most}" if most == least else f"{least} to {most}"
+    averaged = f", after averaging over {seeds} seeds for each subject" if most > 1 else ""
+    yield (
+        f"{made.metric[:1].upper()}{made.metric[1:]} in percent, mean ± standard deviation over {over}{averaged};"
+        " n is the training size."
+    )
+    corrected = ", Bonferroni-corrected over classes" if made.classes > 1 else ""
+    yield (
+        "Bold: the best mean and every method that a paired two-sided Wilcoxon signed-rank test does not tell from"
+        f" it (p ≥ {made.level:g}{corrected})."
+    )
+    drawn = [label for name, label in made.datasets.items() if name in made.synthetic]
+    if drawn:
+        which = "All data are synthetic" if len(drawn) == len(made.datasets) else f"Synthetic: {', '.join(drawn)}"
+        yield f"{which}, drawn by a program and not taken from patients."
+    if made.note:
+        yield made.note
+
+
+def markdown(made: Table) -> str:
+    """One table per data set, the caption below; GitHub's dialect."""
+    text = ""
+    for dataset, label in made.datasets.items():
+        head = ["Method", *(f"n = {n}" for n in made.sizes)]
+        rows = [
+            [
+                _markdown_escaped(method),
+                *(
+                    f"**{text}**" if bold else text
+                    for n in made.sizes
+                    for text, bold in [made.cell(dataset, method, n)]
+                ),
+            ]
+            for method in made.methods
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        text += f"#### {_markdown_escaped(label)} · {_facts(made, dataset)}\n\n"
+        for row in (head, rule, *rows):
+            padded = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            text += f"| {' | '.join(padded)} |\n"
+        text += "\n"
+    return text + _markdown_escaped(" ".join(caption(made))) + "\n"
+
+
+def _facts(made: Table, dataset: str) -> str:
+    count = made.subjects(dataset)
+    return f"{count} test subject{'s' * (count != 1)} · {made.data(dataset)} data"
+
+
+def _markdown_escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
+def latex(made: Table, label: str = "tab:scores") -> str:
+    r"""A `table` environment to \input; it needs the packages booktabs and graphicx (and UTF-8, LaTeX's default)."""
+    size_columns = "r" * len(made.sizes)
+    lines = [
+        r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+        r"\begin{table}[tb]",
+        r"  \centering",
+        rf"  \caption{{{_latex_escaped(' '.join(caption(made)))}}}",
+        rf"  \label{{{label}}}",
+        r"  \begin{tabular}{ll" + size_columns + "}",
+        r"    \toprule",
+        "    " + " & ".join(["Data", "Method", *(f"$n = {n}$" for n in made.sizes)]) + r" \\",
+    ]
+    for dataset, name in made.datasets.items():
+        lines.append(r"    \midrule")
+        lines.append(
+            rf"    \multicolumn{{{2 + len(made.sizes)}}}{{l}}"
+            rf"{{\textit{{{_latex_escaped(f'{name} · {_facts(made, dataset)}')}}}}} \\"
+        )
+    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
