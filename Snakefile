@@ -28,7 +28,7 @@ wildcard_constraints:
     backbone="|".join(EXPERIMENT.backbones),
     head=one_of(EXPERIMENT.heads),
     baseline=one_of(EXPERIMENT.baselines),
-    timestep=r"\d{4,}",
+    timestep=r"\d+",
     n=r"\d+",
     seed=r"\d+",
 

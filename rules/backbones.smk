@@ -12,22 +12,22 @@ rule train_backbone:
         losses="<results>/backbones/{backbone}/losses.csv",
         samples="<results>/backbones/{backbone}/samples.png",
         digest="<results>/backbones/{backbone}/digest.json",
+    log:
+        "<logs>/backbones/{backbone}.log",
+    benchmark:
+        "<benchmarks>/backbones/{backbone}.tsv"
     wildcard_constraints:
         backbone=of_type("ddpm"),
-    params:
-        spec=lambda w: canonical_json(backbone_spec(w.backbone)),
-        directory=lambda w: f"{RESULTS}/backbones/{w.backbone}",
+    conda:
+        "../envs/tedm.yaml"
     threads: 8
     resources:
         gpu=EXPERIMENT.gpus,
         mem_mb=lambda w, attempt: 3000 * attempt,
         runtime=24 * 60,
-    log:
-        "<logs>/backbones/{backbone}.log",
-    benchmark:
-        "<benchmarks>/backbones/{backbone}.tsv"
-    conda:
-        "../envs/tedm.yaml"
+    params:
+        spec=lambda w: canonical_json(backbone_spec(w.backbone)),
+        directory=lambda w, output: directory_of(output.digest),
     shell:
         "tedm train --spec {params.spec:q} --data {input.data} --out {params.directory}"
         " --threads {threads} 2>&1 | tee {log}"
@@ -39,20 +39,22 @@ rule import_backbone:
         weights="<results>/backbones/{backbone}/model.safetensors",
         config="<results>/backbones/{backbone}/config.json",
         digest="<results>/backbones/{backbone}/digest.json",
-    wildcard_constraints:
-        backbone=of_type("imported"),
-    params:
-        checkpoint=lambda w: str(Path(EXPERIMENT.data_root, EXPERIMENT.backbones[w.backbone].path)),
-        directory=lambda w: f"{RESULTS}/backbones/{w.backbone}",
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     log:
         "<logs>/backbones/{backbone}.import.log",
     benchmark:
         "<benchmarks>/backbones/{backbone}.import.tsv"
+    wildcard_constraints:
+        backbone=of_type("imported"),
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        checkpoint=lambda w: str(
+            Path(EXPERIMENT.data_root, EXPERIMENT.backbones[w.backbone].path)
+        ),
+        directory=lambda w, output: directory_of(output.digest),
     shell:
         "tedm backbone import {params.checkpoint:q} --out {params.directory} 2>&1 | tee {log}"

@@ -10,7 +10,9 @@ from tedm.digests import canonical_json
 from tedm.errors import TedmError
 
 try:
-    EXPERIMENT = settings.parse(config, ", ".join(map(str, workflow.configfiles)) or "config")
+    EXPERIMENT = settings.parse(
+        config, ", ".join(map(str, workflow.configfiles)) or "config"
+    )
 except TedmError as error:
     raise WorkflowError(str(error)) from None
 
@@ -31,9 +33,9 @@ def of_type(kind):
     return one_of(name for name, b in EXPERIMENT.backbones.items() if b.type == kind)
 
 
-def store_of(backbone, dataset):
-    """The feature store: undeclared, so that a killed extraction is resumed instead of wiped."""
-    return f"{RESULTS}/features/{backbone}/{dataset}.zarr"
+def directory_of(path, levels=1):
+    """The directory so many levels above a file."""
+    return str(Path(path).parents[levels - 1])
 
 
 def manifests_of(head, datasets):
@@ -104,7 +106,9 @@ def supervised_spec(baseline, n, seed):
 def score_spec(method, n, seed):
     return {
         "method": method,
-        "readings": EXPERIMENT.heads[method].readings if method in EXPERIMENT.heads else {},
+        "readings": (
+            EXPERIMENT.heads[method].readings if method in EXPERIMENT.heads else {}
+        ),
         "datasets": TEST_ON,
         "n": int(n),
         "seed": int(seed),
@@ -163,4 +167,7 @@ def announce_results():
     """Say at the end where the table is."""
     table = Path(RESULTS, "table1.md")
     if table.exists():
-        print(f"\n{table.read_text()}\nTable 1: {table.with_suffix('.csv')} (.md, .tex)", file=sys.stderr)
+        print(
+            f"\n{table.read_text()}\nTable 1: {table.with_suffix('.csv')} (.md, .tex)",
+            file=sys.stderr,
+        )

@@ -6,18 +6,18 @@ rule prepare_data:
     output:
         data="<results>/data/{dataset}.h5",
         summary="<results>/data/{dataset}.json",
-    params:
-        spec=lambda w: canonical_json(prepare_spec(w.dataset)),
-    threads: 2
-    resources:
-        mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=60,
     log:
         "<logs>/data/{dataset}.log",
     benchmark:
         "<benchmarks>/data/{dataset}.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 2
+    resources:
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=60,
+    params:
+        spec=lambda w: canonical_json(prepare_spec(w.dataset)),
     shell:
         "tedm prepare --spec {params.spec:q} --data {output.data} --summary {output.summary}"
         " --threads {threads} 2>&1 | tee {log}"

@@ -9,23 +9,29 @@ rule score_head:
         head="<results>/heads/{head}/n{n}/seed{seed}/head.safetensors",
         manifests=lambda w: manifests_of(w.head, TEST_ON),
     output:
-        scores=expand("<results>/scores/{{head}}/n{{n}}/seed{{seed}}/{dataset}.csv", dataset=TEST_ON),
-        masks=expand("<results>/scores/{{head}}/n{{n}}/seed{{seed}}/{dataset}.npz", dataset=TEST_ON),
-    params:
-        spec=lambda w: canonical_json(score_spec(w.head, w.n, w.seed)),
-        data=f"{RESULTS}/data",
-        features=lambda w: f"{RESULTS}/features/{EXPERIMENT.backbone_of(w.head)}",
-        out=lambda w: f"{RESULTS}/scores/{w.head}/n{w.n}/seed{w.seed}",
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=60,
+        scores=expand(
+            "<results>/scores/{{head}}/n{{n}}/seed{{seed}}/{dataset}.csv",
+            dataset=TEST_ON,
+        ),
+        masks=expand(
+            "<results>/scores/{{head}}/n{{n}}/seed{{seed}}/{dataset}.npz",
+            dataset=TEST_ON,
+        ),
     log:
         "<logs>/scores/{head}/n{n}/seed{seed}.log",
     benchmark:
         "<benchmarks>/scores/{head}/n{n}/seed{seed}.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=60,
+    params:
+        spec=lambda w: canonical_json(score_spec(w.head, w.n, w.seed)),
+        data=lambda w, input: directory_of(input.data[0]),
+        features=lambda w, input: directory_of(input.manifests[0]),
+        out=lambda w, output: directory_of(output.scores[0]),
     shell:
         "tedm score --spec {params.spec:q} --head {input.head} --data {params.data}"
         " --features {params.features} --out {params.out} --threads {threads} 2>&1 | tee {log}"
@@ -38,23 +44,29 @@ rule score_supervised:
         summaries=[f"{RESULTS}/data/{dataset}.json" for dataset in TEST_ON],
         model="<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors",
     output:
-        scores=expand("<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.csv", dataset=TEST_ON),
-        masks=expand("<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.npz", dataset=TEST_ON),
-    params:
-        spec=lambda w: canonical_json(score_spec(w.baseline, w.n, w.seed)),
-        data=f"{RESULTS}/data",
-        out=lambda w: f"{RESULTS}/scores/{w.baseline}/n{w.n}/seed{w.seed}",
-    threads: 1
-    resources:
-        gpu=EXPERIMENT.gpus,
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=60,
+        scores=expand(
+            "<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.csv",
+            dataset=TEST_ON,
+        ),
+        masks=expand(
+            "<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.npz",
+            dataset=TEST_ON,
+        ),
     log:
         "<logs>/scores/{baseline}/n{n}/seed{seed}.log",
     benchmark:
         "<benchmarks>/scores/{baseline}/n{n}/seed{seed}.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        gpu=EXPERIMENT.gpus,
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=60,
+    params:
+        spec=lambda w: canonical_json(score_spec(w.baseline, w.n, w.seed)),
+        data=lambda w, input: directory_of(input.data[0]),
+        out=lambda w, output: directory_of(output.scores[0]),
     shell:
         "tedm score-supervised --spec {params.spec:q} --model {input.model} --data {params.data}"
         " --out {params.out} --threads {threads} 2>&1 | tee {log}"

@@ -10,21 +10,22 @@ rule extract_features:
         digest="<results>/backbones/{backbone}/digest.json",
     output:
         manifest="<results>/features/{backbone}/{dataset}.t{timestep}.json",
-    params:
-        store=lambda w: store_of(w.backbone, w.dataset),
-        spec=lambda w: canonical_json(extract_spec(w.timestep)),
-        backbone=lambda w: f"{RESULTS}/backbones/{w.backbone}",
-    threads: 8
-    resources:
-        gpu=EXPERIMENT.gpus,
-        mem_mb=lambda w, attempt: 3000 * attempt,
-        runtime=4 * 60,
     log:
         "<logs>/features/{backbone}/{dataset}.t{timestep}.log",
     benchmark:
         "<benchmarks>/features/{backbone}/{dataset}.t{timestep}.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        gpu=EXPERIMENT.gpus,
+        mem_mb=lambda w, attempt: 3000 * attempt,
+        runtime=4 * 60,
+    params:
+        # The store itself is undeclared, so that a killed job is resumed instead of wiped.
+        store=lambda w, output: f"{directory_of(output.manifest)}/{w.dataset}.zarr",
+        spec=lambda w: canonical_json(extract_spec(w.timestep)),
+        backbone=lambda w, input: directory_of(input.digest),
     shell:
         "tedm extract --spec {params.spec:q} --backbone {params.backbone} --data {input.data}"
         " --store {params.store} --manifest {output.manifest} --threads {threads} 2>&1 | tee {log}"

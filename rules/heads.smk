@@ -10,19 +10,19 @@ rule fit_head:
         digest=lambda w: f"{RESULTS}/backbones/{EXPERIMENT.backbone_of(w.head)}/digest.json",
     output:
         head="<results>/heads/{head}/n{n}/seed{seed}/head.safetensors",
-    params:
-        store=lambda w: store_of(EXPERIMENT.backbone_of(w.head), TRAIN_ON),
-        spec=lambda w: canonical_json(fit_spec(w.head, w.n, w.seed)),
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=4 * 60,
     log:
         "<logs>/heads/{head}/n{n}/seed{seed}.log",
     benchmark:
         "<benchmarks>/heads/{head}/n{n}/seed{seed}.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=4 * 60,
+    params:
+        store=lambda w, input: f"{directory_of(input.manifests[0])}/{TRAIN_ON}.zarr",
+        spec=lambda w: canonical_json(fit_spec(w.head, w.n, w.seed)),
     shell:
         "tedm fit --spec {params.spec:q} --data {input.data} --store {params.store}"
         " --digest {input.digest} --out {output.head} --threads {threads} 2>&1 | tee {log}"
@@ -35,19 +35,19 @@ rule fit_supervised:
         summary=f"{RESULTS}/data/{TRAIN_ON}.json",
     output:
         model="<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors",
-    params:
-        spec=lambda w: canonical_json(supervised_spec(w.baseline, w.n, w.seed)),
-    threads: 1
-    resources:
-        gpu=EXPERIMENT.gpus,
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=12 * 60,
     log:
         "<logs>/baselines/{baseline}/n{n}/seed{seed}.log",
     benchmark:
         "<benchmarks>/baselines/{baseline}/n{n}/seed{seed}.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        gpu=EXPERIMENT.gpus,
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=12 * 60,
+    params:
+        spec=lambda w: canonical_json(supervised_spec(w.baseline, w.n, w.seed)),
     shell:
         "tedm supervise --spec {params.spec:q} --data {input.data} --out {output.model}"
         " --threads {threads} 2>&1 | tee {log}"

@@ -11,19 +11,19 @@ rule table1:
         tex="<results>/table1.tex",
         long="<results>/table1_long.csv",
         p_values="<results>/table1_p_values.csv",
-    params:
-        spec=canonical_json(report_spec()),
-        scores=f"{RESULTS}/scores",
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=10,
     log:
         "<logs>/table1.log",
     benchmark:
         "<benchmarks>/table1.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        spec=canonical_json(report_spec()),
+        scores=lambda w, input: directory_of(input.scores[0], 4),
     shell:
         "tedm table --spec {params.spec:q} --scores {params.scores} --out {output.csv} 2>&1 | tee {log}"
 
@@ -34,19 +34,19 @@ rule learning_curves:
         scores=score_files(),
     output:
         "<results>/figures/learning_curves.png",
-    params:
-        spec=canonical_json(report_spec()),
-        scores=f"{RESULTS}/scores",
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=10,
     log:
         "<logs>/figures/learning_curves.log",
     benchmark:
         "<benchmarks>/figures/learning_curves.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        spec=canonical_json(report_spec()),
+        scores=lambda w, input: directory_of(input.scores[0], 4),
     shell:
         "tedm learning-curves --spec {params.spec:q} --scores {params.scores} --out {output} 2>&1 | tee {log}"
 
@@ -59,20 +59,20 @@ rule segmentations:
         masks=mask_files(figure_size(), SEEDS[0]),
     output:
         "<results>/figures/segmentations.png",
-    params:
-        spec=canonical_json(segmentations_spec()),
-        data=f"{RESULTS}/data",
-        scores=f"{RESULTS}/scores",
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=10,
     log:
         "<logs>/figures/segmentations.log",
     benchmark:
         "<benchmarks>/figures/segmentations.tsv"
     conda:
         "../envs/tedm.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        spec=canonical_json(segmentations_spec()),
+        data=lambda w, input: directory_of(input.data[0]),
+        scores=lambda w, input: directory_of(input.masks[0], 4),
     shell:
         "tedm segmentations --spec {params.spec:q} --data {params.data} --scores {params.scores}"
         " --out {output} 2>&1 | tee {log}"

@@ -1,4 +1,4 @@
-"""Scores of segmentations: Dice, precision and recall per subject and class, and the files that keep them."""
+"""Scores of segmentations, per subject and class: Dice, precision, recall and the files that keep them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,23 +56,24 @@ def scores(
     subjects: Sequence[str],
     classes: Sequence[str],
 ) -> pd.DataFrame:
-    """Dice = 2|A∩B| / (|A|+|B|), precision |A∩B| / |A| and recall |A∩B| / |B| of prediction A against truth B.
+    """Dice 2|A∩B| / (|A|+|B|), precision |A∩B| / |A|, recall |A∩B| / |B| of prediction A against truth B.
 
     The pixels of all images (slices) of a subject are pooled first, so that a volume counts once.
 
-    A class that the truth of a subject does not contain is not scored there: all three are NaN whatever was
-    predicted, so that every method is judged on the same subjects. A class that is there but was not predicted
-    scores 0 in all three, precision included.
+    A class that the truth of a subject does not contain is not scored there: all three are NaN whatever
+    was predicted, so that every method is judged on the same subjects. A class that is there but was not
+    predicted scores 0 in all three, precision included.
 
     Args:
-        predicted: probabilities in [0, 1] (a floating type; see `segment`) or masks of 0 and 1 (integer, bool),
-            (N, K, H, W).
+        predicted: probabilities in [0, 1] (a floating type; see `segment`) or masks of 0 and 1 (integer or
+            bool), (N, K, H, W).
         masks: the truth, 0 or 1, (N, K, H, W).
         subjects: to whom each image belongs, (N,).
         classes: names, (K,).
 
     Returns:
-        Columns subject, class, metric and value, a fraction in [0, 1] or NaN; subjects in order of appearance.
+        Columns subject, class, metric and value, a fraction in [0, 1] or NaN; subjects in order of
+        appearance.
 
     Raises:
         TedmError: where shapes disagree or a probability is not finite.
@@ -80,8 +81,8 @@ def scores(
     expected = (len(subjects), len(classes))
     if predicted.shape != masks.shape or masks.ndim != 4 or masks.shape[:2] != expected:
         raise TedmError(
-            f"scores: the prediction has shape {predicted.shape} and the truth {masks.shape};"
-            f" expected (images, classes, height, width) of {len(subjects)} images and {len(classes)} classes"
+            f"scores: the prediction has shape {predicted.shape} and the truth {masks.shape}; expected"
+            f" (images, classes, height, width) of {len(subjects)} images and {len(classes)} classes"
         )
     a = (segment(predicted) if np.issubdtype(predicted.dtype, np.floating) else predicted) != 0
     b = masks != 0
@@ -93,7 +94,9 @@ def scores(
         return counts.astype(np.float64)
 
     both, in_a, in_b = pooled(a & b), pooled(a), pooled(b)
-    values = np.stack([2 * both / _or_nan(in_a + in_b), both / np.maximum(in_a, 1), both / _or_nan(in_b)], axis=-1)
+    values = np.stack(
+        [2 * both / _or_nan(in_a + in_b), both / np.maximum(in_a, 1), both / _or_nan(in_b)], axis=-1
+    )
     values[in_b == 0] = np.nan
     return pd.DataFrame(
         {
@@ -110,14 +113,16 @@ def _or_nan(count: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def labelled(found: pd.DataFrame, *, dataset: str, method: str, n_train: int, seed: int) -> pd.DataFrame:
-    """The rows of `scores` with the columns of a score file; join those of several methods with pd.concat."""
+    """The rows of `scores` with the columns of a score file; pd.concat joins those of several methods."""
     return found.assign(dataset=dataset, method=method, n_train=n_train, seed=seed)[list(COLUMNS)]
 
 
 def write_scores(path: Path, rows: pd.DataFrame) -> None:
     """Write a score file, whole or not at all; reading gives the same numbers to the last bit."""
     with whole(path) as partial:
-        rows[list(COLUMNS)].to_csv(partial, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8")
+        rows[list(COLUMNS)].to_csv(
+            partial, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8"
+        )
 
 
 def read_scores(paths: Iterable[Path]) -> pd.DataFrame:
@@ -136,8 +141,8 @@ def read_scores(paths: Iterable[Path]) -> pd.DataFrame:
         same = rows[repeated & (rows[list(KEYS)] == row[list(KEYS)]).all(axis=1)]
         files = " and ".join(dict.fromkeys(same.index.get_level_values("file")))
         raise TedmError(
-            f"{files}: more than one score for {', '.join(f'{key} {row[key]}' for key in KEYS)}; delete what is"
-            " stale and run again"
+            f"{files}: more than one score for {', '.join(f'{key} {row[key]}' for key in KEYS)};"
+            " delete what is stale and run again"
         )
     return rows.reset_index(drop=True)
 

@@ -26,8 +26,8 @@ class SignedRank(NamedTuple):
 def signed_rank(a: NDArray[np.float64], b: NDArray[np.float64]) -> SignedRank:
     """Paired two-sided Wilcoxon signed-rank test, zero_method 'wilcox' (zero differences are left out).
 
-    scipy chooses the distribution: exact for few pairs without ties, else normal. Differences are rounded to
-    1e-12 first, so that no zero and no tie hangs on the last bit. Defined where the test is not:
+    scipy chooses the distribution: exact for few pairs without ties, else normal. Differences are rounded
+    to 1e-12 first, so that no zero and no tie hangs on the last bit. Defined where the test is not:
 
     - a pair with NaN (class absent) is dropped;
     - all differences zero, or no pair left: nothing tells the two apart, p = 1, statistic 0;
@@ -51,20 +51,20 @@ def signed_rank(a: NDArray[np.float64], b: NDArray[np.float64]) -> SignedRank:
 def compare_with_best(values: pd.DataFrame, level: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test every method against the one with the best mean; bold is what the test does not tell from it.
 
-    The published rule (Rosnati et al. 2023, tables 1-3). With several classes, each is tested on its own and
-    the smallest p-value counts, times the number of classes tested (Bonferroni, at most 1). Where several
-    methods share the best mean (to 1e-12), all of them are bold, and another one is bold if any of them cannot
-    be told from it: its p-value is the largest of those. The best itself has p = 1.
+    The published rule (Rosnati et al. 2023, tables 1-3). With several classes, each is tested on its own
+    and the smallest p-value counts, times the number of classes tested (Bonferroni, at most 1). Where
+    several methods share the best mean (to 1e-12), all of them are bold, and another one is bold if any of
+    them cannot be told from it: its p-value is the largest of those. The best itself has p = 1.
 
     Args:
-        values: one row per subject and class (index levels subject, class), one column per method, higher is
-            better; NaN where a class is absent.
+        values: one row per subject and class (index levels subject, class), one column per method, higher
+            is better; NaN where a class is absent.
         level: p-values below it tell two methods apart.
 
     Returns:
-        A row per method (`SUMMARY`): mean, population standard deviation (ddof 0, as numpy's and the study's) over
-        all subjects and classes, p-value against the best, bold, number of subjects with a value. And a row per
-        test (`TESTS`). A method without any value has mean NaN, p NaN and is never bold.
+        A row per method (`SUMMARY`): mean and population standard deviation (ddof 0, numpy's and the
+        study's) over all subjects and classes, p-value against the best, bold, number of subjects with a
+        value. And a row per test (`TESTS`). A method without any value has mean NaN, p NaN, never bold.
     """
     by_class = values.index.get_level_values("class")
     classes = list(dict.fromkeys(by_class))
@@ -80,14 +80,16 @@ def compare_with_best(values: pd.DataFrame, level: float) -> tuple[pd.DataFrame,
         for reference in (r for r in best if r != method):
             found = [
                 signed_rank(
-                    values.loc[by_class == c, reference].to_numpy(), values.loc[by_class == c, method].to_numpy()
+                    values.loc[by_class == c, reference].to_numpy(),
+                    values.loc[by_class == c, method].to_numpy(),
                 )
                 for c in classes
             ]
             tested = max(sum(test.pairs > 0 for test in found), 1)
             adjusted = [min(test.p_value * tested, 1.0) for test in found]
             tests += [
-                (reference, method, c, *test, p) for c, test, p in zip(classes, found, adjusted, strict=True)
+                (reference, method, c, *test, p)
+                for c, test, p in zip(classes, found, adjusted, strict=True)
             ]
             against.append(min(adjusted))
         p_values[method] = 1.0 if method in best else max(against)
@@ -103,7 +105,7 @@ def compare_with_best(values: pd.DataFrame, level: float) -> tuple[pd.DataFrame,
 
 
 def subject_values(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over seeds first: one value per subject and class (rows) and per data set, size, method (columns).
+    """Average over seeds first: one value per subject and class (rows), training size and method (columns).
 
     Args:
         rows: scores of one data set and one metric, with the columns of a score file.
@@ -112,25 +114,22 @@ def subject_values(rows: pd.DataFrame) -> pd.DataFrame:
         Index levels subject, class; column levels n_train, method. NaN where a class is absent.
 
     Raises:
-        TedmError: where methods, sizes or seeds were scored on different subjects or classes, which no paired test can
-            compare.
+        TedmError: where methods, sizes or seeds were scored on different subjects or classes, which no
+            paired test can compare.
     """
-    runs = rows.groupby(["n_train", "method", "seed"], sort=True)
-    wide = rows.set_index(["subject", "class", "n_train", "method", "seed"])["value"].unstack(
-        ["n_train", "method", "seed"], sort=True
-    )
-    counts = runs.size()
-    if (counts != len(wide)).any():
-        n, method, seed = counts.idxmin()
-        run = rows[(rows["n_train"] == n) & (rows["method"] == method) & (rows["seed"] == seed)]
-        missing = wide.index.difference(pd.MultiIndex.from_frame(run[["subject", "class"]]))
-        subject, of_class = missing[0]
+    run = ["n_train", "method", "seed"]
+    indexed = rows.set_index(["subject", "class", *run])["value"]
+    wide = indexed.unstack(run)  # noqa: PD010 (pivot_table would drop what is NaN everywhere)
+    counts = rows.groupby(run).size()
+    for n, method, seed in counts.index[counts < len(wide)]:
+        of_run = (rows["n_train"] == n) & (rows["method"] == method) & (rows["seed"] == seed)
+        there = pd.MultiIndex.from_frame(rows.loc[of_run, ["subject", "class"]])
+        subject, in_class = wide.index.difference(there)[0]
         raise TedmError(
-            f"scores of {method} on {rows['dataset'].iloc[0]} (n_train {n}, seed {seed}): {len(missing)} of"
-            f" {len(wide)} values are missing that others have, the first of them subject {subject}, class"
-            f" {of_class}. A paired test needs the same subjects for all: delete the score files of the older data"
-            " set and run again"
+            f"scores of {method} on {rows['dataset'].iloc[0]} (n_train {n}, seed {seed}): nothing for"
+            f" subject {subject}, class {in_class}, which others have ({len(there)} values instead of"
+            f" {len(wide)}). A paired test needs the same subjects for all: delete the score files of the"
+            " older data set and run again"
         )
     order = pd.MultiIndex.from_frame(rows[["subject", "class"]].drop_duplicates())
-    averaged = wide.T.groupby(level=["n_train", "method"], sort=True).mean().T
-    return averaged.loc[order]
+    return wide.T.groupby(level=["n_train", "method"]).mean().T.loc[order]

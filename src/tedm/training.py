@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -24,7 +26,7 @@ from tedm.config import OptimizerConfig
 from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.progress import say, stage
-from tedm.seeds import seed_of
+from tedm.seeds import generator, seed_of
 
 STATE_FILE = "state.safetensors"
 ROWS_OF_LOG = 100  # at least; so that a short run has a curve too
@@ -69,11 +71,47 @@ def build(make: Callable[[], nn.Module], *names: str | int) -> nn.Module:
         return make()
 
 
+class Epochs:
+    """Which images each step sees: every one once per epoch, in an order drawn for the epoch.
+
+    Args:
+        count: images.
+        batch_size: images per step.
+        names: of the draw.
+    """
+
+    def __init__(self, count: int, batch_size: int, *names: str | int) -> None:
+        self.count, self.batch_size, self.names = count, batch_size, names
+        self.order: dict[int, npt.NDArray[np.int64]] = {}
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """Positions of the step's images, (batch_size,), each 0 … count-1."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, within = np.divmod(places, self.count)
+        wanted = np.unique(epochs).tolist()
+        self.order = {
+            e: self.order[e]
+            if e in self.order
+            else generator(*self.names, "epoch", e).permutation(self.count)
+            for e in wanted
+        }
+        return np.array([self.order[e][i] for e, i in zip(epochs.tolist(), within.tolist(), strict=True)])
+
+
 def processes() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) unless torch.distributed has been set up."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def check_batches(settings: OptimizerConfig) -> None:
+    """Refuse micro-batches of different sizes: their mean would not be the mean of the step."""
+    if settings.batch_size % settings.accumulate:
+        raise TedmError(
+            f"training.accumulate: {settings.accumulate} micro-batches don't divide the batch of"
+            f" {settings.batch_size} evenly; change one of them"
+        )
 
 
 def learning_rate(settings: OptimizerConfig, step: int) -> float:
@@ -219,7 +257,7 @@ class _Run:
         rank, world = processes()
         if settings.accumulate % world:
             raise TedmError(
-                f"{self.label}: {settings.accumulate} micro-batches can't be dealt out to {world} processes;"
+                f"{self.label}: {settings.accumulate} micro-batches can't be shared by {world} processes;"
                 f" make training.accumulate a multiple of {world}"
             )
         rate = learning_rate(settings, step)
@@ -375,8 +413,13 @@ class _Run:
                 if record.pop("digest") != self.digest or record["steps"] > self.settings.steps:
                     say(f"{self.label}: {self.file} is of other settings, weights or data; starting afresh")
                     return
-                groups: dict[str, dict[str, Tensor]] = {"weights": {}, "adam": {}, "average": {}, "best": {}}
-                for key in saved.keys():  # noqa: SIM118: not a dict
+                groups: dict[str, dict[str, Tensor]] = {
+                    "weights": {},
+                    "adam": {},
+                    "average": {},
+                    "best": {},
+                }
+                for key in saved.keys():  # noqa: SIM118 (not a dict)
                     group, _, name = key.partition("/")
                     if name:
                         groups[group][name] = saved.get_tensor(key)
@@ -392,6 +435,8 @@ class _Run:
             self.best = {k: v.detach().clone() for k, v in self._weights().items()}
             self._into(self.best, groups["best"])
         for name, parameter in self.parameters.items():
+            if f"{name}/step" not in groups["adam"]:  # the loss doesn't depend on it
+                continue
             moments = {k: torch.empty_like(parameter) for k in ("exp_avg", "exp_avg_sq")}
             for k, v in moments.items():
                 v.detach().copy_(groups["adam"][f"{name}/{k}"])
@@ -410,7 +455,7 @@ class _Run:
 
 
 def write_log(path: Path, rows: list[LogRow]) -> None:
-    """Write the losses as CSV: step, loss, validation (empty between validations), learning_rate, seconds."""
+    """Write the losses as CSV; validation is empty in rows between validations."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", "loss", "validation", "learning_rate", "seconds"])
@@ -470,11 +515,11 @@ def _tensorboard(directory: Path | None, step: int) -> Iterator[Any]:
     except ImportError:
         yield None
         return
-    writer = SummaryWriter(str(directory), purge_step=step)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(directory), purge_step=step)
     try:
         yield writer
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 def _to_tensorboard(writer: Any, row: LogRow) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -95,7 +96,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_image(tokens: Tensor, like: Tensor) -> Tensor:
     """(N, H·W, C) → (N, C, H, W) with the height and width of `like`."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    return tokens.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
 
 class LinearAttention(nn.Module):
@@ -212,7 +213,7 @@ class UNet(nn.Module):
         self.multipliers = tuple(multipliers)
         self.channels = channels
         sizes = [width, *(width * m for m in multipliers)]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         time = 4 * width if time_conditioned else None
 
         self.stem = nn.Conv2d(channels, width, 7, padding=3)
@@ -243,7 +244,7 @@ class UNet(nn.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the decoder layers, coarsest first: up0, up1, …"""
+        """Names of the decoder layers, coarsest first (up0, up1, …)."""
         return tuple(f"up{i}" for i in range(len(self.multipliers)))
 
     @property

@@ -39,7 +39,7 @@ def image_and_noise(
 
 
 def p2_weights(schedule: Schedule, gamma: float, k: float) -> Tensor:
-    """Loss weights (k + SNR)^-gamma of the timesteps (Choi et al. 2022, eq. 8), (T,), float64."""
+    """Loss weights (k + SNR)^-gamma of the timesteps (Choi et al. 2022, eq. 8), (T,), float32."""
     return (k + schedule.snr) ** -gamma
 
 

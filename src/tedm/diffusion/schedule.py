@@ -19,14 +19,17 @@ def betas(timesteps: int, kind: Literal["cosine", "linear"]) -> Tensor:
         kind: "cosine" (Nichol & Dhariwal 2021, eq. 17) or "linear" (Ho et al. 2020, 4; scaled by 1000/T).
 
     Returns:
-        beta_t, (T,), float64, between 0 and 0.999.
+        beta_t, (T,), float32, between 0 and 0.999.
     """
     if kind == "cosine":
-        u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
-        f = torch.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+        # In the authors' order and in float32: their networks were trained with its rounding, which moves
+        # sqrt(1 - alpha_bar_0) by 5e-4 of itself.
+        u = torch.linspace(0, timesteps, timesteps + 1, dtype=torch.float32) / timesteps
+        f = torch.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi * 0.5) ** 2
+        f = f / f[0]
         return (1 - f[1:] / f[:-1]).clamp(0, LARGEST_BETA)
     first, last = (1000 / timesteps * b for b in LINEAR_BETAS)
-    return torch.linspace(first, last, timesteps, dtype=torch.float64).clamp(max=LARGEST_BETA)
+    return torch.linspace(first, last, timesteps, dtype=torch.float32).clamp(max=LARGEST_BETA)
 
 
 class Schedule:
@@ -34,10 +37,12 @@ class Schedule:
 
     Attributes:
         timesteps: T.
-        beta: variances of the steps, (T,), float64.
-        alpha_bar: cumulative product of 1 - beta_t, (T,), float64.
-        signal: sqrt(alpha_bar), the share of the image in x_t, (T,), float32.
-        noise: sqrt(1 - alpha_bar), the share of the noise, (T,), float32.
+        beta: variances of the steps.
+        alpha_bar: cumulative product of 1 - beta_t.
+        signal: sqrt(alpha_bar), the share of the image in x_t.
+        noise: sqrt(1 - alpha_bar), the share of the noise.
+
+    All are (T,), float32; `beta` and `alpha_bar` stay on the CPU.
     """
 
     def __init__(
@@ -47,8 +52,8 @@ class Schedule:
         self.kind = kind
         self.beta = betas(timesteps, kind)
         self.alpha_bar = (1 - self.beta).cumprod(0)
-        self.signal = self.alpha_bar.sqrt().float().to(device)
-        self.noise = (1 - self.alpha_bar).sqrt().float().to(device)
+        self.signal = self.alpha_bar.sqrt().to(device)
+        self.noise = (1 - self.alpha_bar).sqrt().to(device)
 
     def to(self, device: torch.device | str) -> "Schedule":
         """The same schedule on another device."""
@@ -56,7 +61,7 @@ class Schedule:
 
     @property
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar), (T,), float64."""
+        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar), (T,), float32."""
         return self.alpha_bar / (1 - self.alpha_bar)
 
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:

@@ -41,7 +41,10 @@ class Table:
 
     def subjects(self, dataset: str) -> int:
         """Subjects that the cells of a data set are means over; 0 without scores."""
-        return int(self.cells.loc[self.cells["dataset"] == dataset, "subjects"].max(initial=0))
+        return max(
+            (int(count) for count in self.cells.loc[self.cells["dataset"] == dataset, "subjects"]),
+            default=0,
+        )
 
     def data(self, dataset: str) -> str:
         """What a data set is: "synthetic" or "real"."""
@@ -69,11 +72,13 @@ def table(
 ) -> Table:
     """Summarise scores: mean and standard deviation over subjects, bold by the published rule.
 
-    Seeds are averaged for each subject (and class) first. Mean and standard deviation (population, ddof 0) are then over
-    subjects, or over all pairs of subject and class. A method, data set or size without scores stays empty.
+    Seeds are averaged for each subject (and class) first. Mean and standard deviation (population, ddof 0)
+    are then over subjects, or over all pairs of subject and class. A method, data set or size without
+    scores stays empty.
 
     Args:
-        scores: as `evaluation.read_scores` gives them; values are fractions. Other methods and data sets are ignored.
+        scores: as `evaluation.read_scores` gives them; values are fractions. Other methods and data sets
+            are ignored.
         metric: dice, precision, recall: a value of the column metric; higher is better.
         methods: rows, in this order; only these are compared with each other.
         datasets: name and label of each data set, in this order.
@@ -86,9 +91,13 @@ def table(
     """
     known = scores["metric"].unique()
     if metric not in known:
-        raise TedmError(f"scores: nothing has the metric {metric} (there are: {', '.join(known) or 'none'})")
+        raise TedmError(
+            f"scores: nothing has the metric {metric} (there are: {', '.join(known) or 'none'})"
+        )
     rows = scores[
-        (scores["metric"] == metric) & scores["method"].isin(methods) & scores["dataset"].isin(list(datasets))
+        (scores["metric"] == metric)
+        & scores["method"].isin(methods)
+        & scores["dataset"].isin(list(datasets))
     ]
     seeds = rows.groupby(["dataset", "n_train", "method"])["seed"].nunique()
     cells, tests = [], []
@@ -99,8 +108,9 @@ def table(
         values = statistics.subject_values(of_dataset)
         where = {"dataset": dataset, "metric": metric, "data": _data(dataset, synthetic)}
         for n in values.columns.unique("n_train"):
-            of_size = values[n]
-            compared = of_size[[m for m in methods if m in of_size.columns]]
+            compared = values[[(n, m) for m in methods if (n, m) in values.columns]].droplevel(
+                "n_train", axis=1
+            )
             summary, tested = statistics.compare_with_best(compared, level)
             summary[["mean", "std"]] *= 100
             summary["seeds"] = [int(seeds[dataset, n, m]) for m in summary["method"]]
@@ -132,9 +142,9 @@ def _joined(parts: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame
 
 
 def write(made: Table, path: Path) -> list[Path]:
-    """Write a table in all its forms: `table1.csv`, `.md`, `.tex`, `table1_long.csv` and `table1_p_values.csv`.
+    """Write a table in all its forms, the same bytes for the same table.
 
-    The same table gives the same bytes.
+    These are `table1.csv`, `table1.md`, `table1.tex`, `table1_long.csv` and `table1_p_values.csv`.
 
     Args:
         made: the table.
@@ -162,13 +172,17 @@ def wide(made: Table) -> pd.DataFrame:
     rows = [
         {"dataset": label, "method": method}
         | {
-            f"n={n}": text + "*" * bold for n in made.sizes for text, bold in [made.cell(dataset, method, n)]
+            f"n={n}": text + "*" * bold
+            for n in made.sizes
+            for text, bold in [made.cell(dataset, method, n)]
         }
         | {"subjects": made.subjects(dataset), "data": made.data(dataset)}
         for dataset, label in made.datasets.items()
         for method in made.methods
     ]
-    return pd.DataFrame(rows, columns=["dataset", "method", *(f"n={n}" for n in made.sizes), "subjects", "data"])
+    return pd.DataFrame(
+        rows, columns=["dataset", "method", *(f"n={n}" for n in made.sizes), "subjects", "data"]
+    )
 
 
 def caption(made: Table) -> Iterator[str]:
@@ -179,17 +193,21 @@ def caption(made: Table) -> Iterator[str]:
     seeds = f"{most}" if most == least else f"{least} to {most}"
     averaged = f", after averaging over {seeds} seeds for each subject" if most > 1 else ""
     yield (
-        f"{made.metric[:1].upper()}{made.metric[1:]} in percent, mean ± standard deviation over {over}{averaged};"
-        " n is the training size."
+        f"{made.metric[:1].upper()}{made.metric[1:]} in percent, mean ± standard deviation over"
+        f" {over}{averaged}; n is the training size."
     )
     corrected = ", Bonferroni-corrected over classes" if made.classes > 1 else ""
     yield (
-        "Bold: the best mean and every method that a paired two-sided Wilcoxon signed-rank test does not tell from"
-        f" it (p ≥ {made.level:g}{corrected})."
+        "Bold: the best mean and every method that a paired two-sided Wilcoxon signed-rank test does not"
+        f" tell from it (p ≥ {made.level:g}{corrected})."
     )
     drawn = [label for name, label in made.datasets.items() if name in made.synthetic]
     if drawn:
-        which = "All data are synthetic" if len(drawn) == len(made.datasets) else f"Synthetic: {', '.join(drawn)}"
+        which = (
+            "All data are synthetic"
+            if len(drawn) == len(made.datasets)
+            else f"Synthetic: {', '.join(drawn)}"
+        )
         yield f"{which}, drawn by a program and not taken from patients."
     if made.note:
         yield made.note
@@ -215,7 +233,10 @@ def markdown(made: Table) -> str:
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         text += f"#### {_markdown_escaped(label)} · {_facts(made, dataset)}\n\n"
         for row in (head, rule, *rows):
-            padded = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            padded = [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
             text += f"| {' | '.join(padded)} |\n"
         text += "\n"
     return text + _markdown_escaped(" ".join(caption(made))) + "\n"
@@ -223,6 +244,8 @@ def markdown(made: Table) -> str:
 
 def _facts(made: Table, dataset: str) -> str:
     count = made.subjects(dataset)
+    if count == 0:
+        return f"no scores · {made.data(dataset)} data"
     return f"{count} test subject{'s' * (count != 1)} · {made.data(dataset)} data"
 
 
@@ -231,23 +254,55 @@ def _markdown_escaped(text: str) -> str:
 
 
 def latex(made: Table, label: str = "tab:scores") -> str:
-    r"""A `table` environment to \input; it needs the packages booktabs and graphicx (and UTF-8, LaTeX's default)."""
-    size_columns = "r" * len(made.sizes)
+    r"""A `table` environment to \input; it needs the package booktabs, and UTF-8 as is LaTeX's default."""
     lines = [
-        r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+        r"% needs \usepackage{booktabs}",
         r"\begin{table}[tb]",
         r"  \centering",
         rf"  \caption{{{_latex_escaped(' '.join(caption(made)))}}}",
         rf"  \label{{{label}}}",
-        r"  \begin{tabular}{ll" + size_columns + "}",
+        r"  \footnotesize",
+        r"  \setlength{\tabcolsep}{3.5pt}",
+        rf"  \begin{{tabular}}{{l{'r' * len(made.sizes)}}}",
         r"    \toprule",
-        "    " + " & ".join(["Data", "Method", *(f"$n = {n}$" for n in made.sizes)]) + r" \\",
+        "    " + " & ".join(["Method", *(f"$n = {n}$" for n in made.sizes)]) + r" \\",
     ]
     for dataset, name in made.datasets.items():
-        lines.append(r"    \midrule")
-        lines.append(
-            rf"    \multicolumn{{{2 + len(made.sizes)}}}{{l}}"
-            rf"{{\textit{{{_latex_escaped(f'{name} · {_facts(made, dataset)}')}}}}} \\"
-        )
+        heading = _latex_escaped(f"{name} · {_facts(made, dataset)}")
+        lines += [
+            r"    \midrule",
+            rf"    \multicolumn{{{1 + len(made.sizes)}}}{{l}}{{\textit{{{heading}}}}} \\",
+        ]
+        for method in made.methods:
+            cells = [_latex_escaped(method)]
+            for n in made.sizes:
+                text, bold = made.cell(dataset, method, n)
+                escaped = _latex_escaped(text)
+                cells.append(rf"\textbf{{{escaped}}}" if bold else escaped)
+            lines.append("    " + " & ".join(cells) + r" \\")
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+}
+
+
+def _latex_escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

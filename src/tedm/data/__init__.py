@@ -1,0 +1,1 @@
+"""Images and masks: from any source to one prepared file per data set."""

@@ -1,0 +1,221 @@
+"""Whole runs of a tiny experiment: what is planned, what survives a kill, what comes out."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+TINY = yaml.safe_load((PROJECT / "tests" / "tiny.yaml").read_text())
+
+pytestmark = pytest.mark.slow
+
+
+def command(directory: Path, *arguments: str) -> list[str]:
+    return [
+        str(Path(sys.executable).with_name("snakemake")),
+        *("--snakefile", str(PROJECT / "Snakefile")),
+        *("--workflow-profile", str(PROJECT / "profiles" / "default")),
+        *("--directory", str(directory)),
+        *("--configfile", str(directory / "experiment.yaml")),
+        *("--cores", "2"),
+        *arguments,
+    ]
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path}
+
+
+def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(directory, *arguments), capture_output=True, text=True, env=environment(), timeout=600
+    )
+
+
+def write_experiment(directory: Path, change: Callable[[dict[str, Any]], Any] = lambda e: None) -> None:
+    experiment = yaml.safe_load(yaml.safe_dump(TINY))
+    change(experiment)
+    (directory / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("finished")
+    write_experiment(directory)
+    run = snakemake(directory, "all")
+    assert run.returncode == 0, run.stderr[-5000:]
+    return directory
+
+
+def planned(
+    finished: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any] = lambda e: None
+) -> Counter[str]:
+    """Jobs that Snakemake would run for Table 1 after a change, by rule."""
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory, symlinks=True)  # copy2: keeps modification times
+    write_experiment(directory, change)
+    run = snakemake(directory, "--dry-run", "results/table1.csv")
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = re.findall(r"^(\w+)\s+(\d+)$", run.stdout + run.stderr, flags=re.MULTILINE)
+    return Counter({rule: int(count) for rule, count in rows if rule not in ("total", "job")})
+
+
+def test_a_finished_experiment_plans_nothing(finished: Path, tmp_path: Path) -> None:
+    assert planned(finished, tmp_path) == {}
+
+
+def test_a_new_head_plans_only_its_fits_and_scores(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["heads"]["LEDM"] = {"type": "mlp", "combine": "concat", "timesteps": [10, 200], "steps": 5}
+
+    assert planned(finished, tmp_path, change) == {"fit_head": 2, "score_head": 2, "table1": 1}
+
+
+def test_a_new_ablation_plans_no_fit(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["heads"]["TEDM"]["readings"] = {"TEDM t=10": [10]}
+
+    assert planned(finished, tmp_path, change) == {"score_head": 2, "table1": 1}
+
+
+def test_a_new_training_size_plans_only_its_own_fits(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["evaluation"]["train_sizes"].append(3)
+
+    assert planned(finished, tmp_path, change) == {
+        **{"fit_head": 2, "score_head": 2, "fit_supervised": 1, "score_supervised": 1, "table1": 1}
+    }
+
+
+def test_a_new_seed_plans_only_its_own_fits(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["evaluation"]["seeds"] = [0, 1]
+
+    assert planned(finished, tmp_path, change) == {
+        **{"fit_head": 4, "score_head": 4, "fit_supervised": 2, "score_supervised": 2, "table1": 1}
+    }
+
+
+def test_a_change_of_the_report_plans_the_report_alone(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["evaluation"]["level"] = 0.01
+
+    assert planned(finished, tmp_path, change) == {"table1": 1}
+
+
+def test_a_new_timestep_is_extracted_alone(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["heads"]["LEDM"] = {"type": "mlp", "combine": "concat", "timesteps": [10, 50], "steps": 5}
+
+    plan = planned(finished, tmp_path, change)
+    assert plan == {"extract_features": 2, "fit_head": 2, "score_head": 2, "table1": 1}
+
+
+def test_comments_and_order_in_the_config_plan_nothing(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["backbones"]["ddpm"] = dict(reversed(e["backbones"]["ddpm"].items()))
+        e["title"] = TINY["title"]
+
+    assert planned(finished, tmp_path, change) == {}
+
+
+def test_new_modification_times_plan_nothing(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "clone"
+    shutil.copytree(PROJECT, directory, ignore=shutil.ignore_patterns(".*", "results"))
+    shutil.copytree(finished / "results", directory / "results")
+    shutil.copytree(finished / ".snakemake", directory / ".snakemake")
+    write_experiment(directory)
+    for path in directory.rglob("*"):
+        if "results" not in path.parts:
+            path.touch()
+    run = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("snakemake")), "--cores", "1"),
+            *("--configfile", "experiment.yaml", "--dry-run", "results/table1.csv"),
+        ],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert "Nothing to be done" in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+def test_table_has_every_method_data_set_and_size(finished: Path) -> None:
+    table = pd.read_csv(finished / "results" / "table1_long.csv")
+    assert set(table.method) == {"Supervised", "LR", "LR t=10", "TEDM"}
+    assert set(table.dataset) == {"JSRT (phantom)", "NIH (phantom)"}
+    assert set(table.n_train) == {1, 4}
+    assert len(table) == 4 * 2 * 2
+    assert table["mean"].between(0, 100).all()
+    assert set(pd.read_csv(finished / "results" / "table1.csv").data) == {"synthetic"}
+
+
+STAGES = {  # what shows that the stage has begun
+    "prepare": "results/logs/data/jsrt.log",
+    "train": "results/backbones/ddpm/state",
+    "extract": "results/features/ddpm/jsrt.zarr",
+    "fit": "results/heads/TEDM",
+    "supervise": "results/logs/baselines/Supervised",
+    "score": "results/scores",
+}
+
+
+def test_killed_in_every_stage_the_same_command_ends_in_the_same_table(
+    finished: Path, tmp_path: Path
+) -> None:
+    write_experiment(tmp_path)
+    moments = random.Random(0)
+    for sign in STAGES.values():
+        process = subprocess.Popen(
+            command(tmp_path, "results/table1.csv"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            start_new_session=True,
+        )
+        while not (tmp_path / sign).exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(0.2)
+    run = snakemake(tmp_path, "results/table1.csv")
+    assert run.returncode == 0, run.stderr[-5000:]
+    for name in ("table1.csv", "table1.md", "table1.tex", "table1_long.csv", "table1_p_values.csv"):
+        expected = (finished / "results" / name).read_bytes()
+        assert (tmp_path / "results" / name).read_bytes() == expected, name
+    assert "resumed" in (tmp_path / "results/logs/backbones/ddpm.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e["backbones"]["ddpm"].update(widht=8), "backbones.ddpm.widht: unknown key, did you mean width?"),
+        (lambda e: e["heads"]["TEDM"].update(timesteps=[10, 1200]), "heads.TEDM.timesteps[1]: 1200 is outside 0 … 999"),
+        (lambda e: e["evaluation"].update(test_on=["jsrt", "nhi"]), "evaluation.test_on[1]: no data set nhi"),
+    ],
+)
+def test_a_wrong_config_stops_before_any_job_and_names_the_key(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    write_experiment(tmp_path, change)
+    run = snakemake(tmp_path, "results/table1.csv")
+    assert run.returncode != 0
+    assert message in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    assert not (tmp_path / "results").exists()
