@@ -158,7 +158,7 @@ def test_new_modification_times_plan_nothing(finished: Path, tmp_path: Path) -> 
 def test_table_has_every_method_data_set_and_size(finished: Path) -> None:
     table = pd.read_csv(finished / "results" / "table1_long.csv")
     assert set(table.method) == {"Supervised", "LR", "LR t=10", "TEDM"}
-    assert set(table.dataset) == {"JSRT (phantom)", "NIH (phantom)"}
+    assert set(table.dataset) == {"jsrt", "nih"}
     assert set(table.n_train) == {1, 4}
     assert len(table) == 4 * 2 * 2
     assert table["mean"].between(0, 100).all()
@@ -205,9 +205,18 @@ def test_killed_in_every_stage_the_same_command_ends_in_the_same_table(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e["backbones"]["ddpm"].update(widht=8), "backbones.ddpm.widht: unknown key, did you mean width?"),
-        (lambda e: e["heads"]["TEDM"].update(timesteps=[10, 1200]), "heads.TEDM.timesteps[1]: 1200 is outside 0 … 999"),
-        (lambda e: e["evaluation"].update(test_on=["jsrt", "nhi"]), "evaluation.test_on[1]: no data set nhi"),
+        (
+            lambda e: e["backbones"]["ddpm"].update(widht=8),
+            "backbones.ddpm.widht: unknown key, did you mean width?",
+        ),
+        (
+            lambda e: e["heads"]["TEDM"].update(timesteps=[10, 1200]),
+            "heads.TEDM.timesteps[1]: 1200 is outside 0 … 999",
+        ),
+        (
+            lambda e: e["evaluation"].update(test_on=["jsrt", "nhi"]),
+            "evaluation.test_on[1]: no data set nhi",
+        ),
     ],
 )
 def test_a_wrong_config_stops_before_any_job_and_names_the_key(

@@ -48,6 +48,7 @@ def prepare(
         Path(settings["data_root"]),
         data,
         summary,
+        threads=threads,
     )
 
 
@@ -64,7 +65,12 @@ def train(
     from tedm.diffusion.train import train_backbone
 
     train_backbone(
-        data, config.DDPMConfig.model_validate(settings["backbone"]), settings["seed"], out, settings["name"]
+        data,
+        config.DDPMConfig.model_validate(settings["backbone"]),
+        settings["seed"],
+        out,
+        settings["name"],
+        device=_device(),
     )
 
 

@@ -261,9 +261,9 @@ class Experiment(Section):
     pathvars: dict[str, str] = {}  # Snakemake's own
 
     @property
-    def synthetic(self) -> bool:
-        """True where the data are drawn, not measured."""
-        return any(d.source.type == "phantom" for d in self.datasets.values())
+    def synthetic(self) -> list[str]:
+        """Names of the data sets that are drawn, not measured."""
+        return [name for name, dataset in self.datasets.items() if dataset.source.type == "phantom"]
 
     def backbone_of(self, head: str) -> str:
         """Name of the backbone whose features a head reads."""

@@ -17,7 +17,7 @@ COLUMNS = (*KEYS, "value")  # of a score file
 _TYPES = dict.fromkeys(("dataset", "subject", "class", "method", "metric"), "str") | {
     "n_train": "int64",
     "seed": "int64",
-    "value": "float64",
+    "value": "str",  # made a number by float(), which loses no bit
 }
 
 
@@ -150,15 +150,10 @@ def read_scores(paths: Iterable[Path]) -> pd.DataFrame:
 def _read(path: Path) -> pd.DataFrame:
     advice = "delete it and run again"
     try:
-        # Nothing but the value may be missing: a subject can be called NA.
-        rows = pd.read_csv(
-            path,
-            dtype=_TYPES,
-            keep_default_na=False,
-            na_values={"value": ["nan"]},
-            float_precision="round_trip",
-            encoding="utf-8",
-        )
+        # A subject can be called NA.
+        rows = pd.read_csv(path, dtype=_TYPES, keep_default_na=False, encoding="utf-8")
+        if list(rows.columns) == list(COLUMNS):
+            rows["value"] = np.array([float(text) for text in rows["value"]])
     except FileNotFoundError:
         raise TedmError(
             f"{path}: no such score file; make it with   snakemake --cores all {path}"

@@ -84,12 +84,13 @@ def _score(
     predicted = {method: np.concatenate(parts) for method, parts in masks.items()}
     tables = []
     for method, mask in predicted.items():
-        table = evaluation.scores(mask, truth, subjects, prepared.classes)
-        tables.append(table.assign(dataset=dataset, method=method, n_train=spec["n"], seed=spec["seed"]))
+        found = evaluation.scores(mask, truth, subjects, prepared.classes)
+        tables.append(
+            evaluation.labelled(found, dataset=dataset, method=method, n_train=spec["n"], seed=spec["seed"])
+        )
     with whole(out / f"{dataset}.npz") as partial, partial.open("wb") as file:
         _write_masks(file, predicted, [prepared.ids[row] for row in rows])
-    with whole(out / f"{dataset}.csv") as partial:
-        pd.concat(tables)[list(evaluation.COLUMNS)].to_csv(partial, index=False)
+    evaluation.write_scores(out / f"{dataset}.csv", pd.concat(tables))
     say(f"{spec['method']} n={spec['n']}: scored {len(rows)} images of {dataset}")
 
 

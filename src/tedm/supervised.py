@@ -82,7 +82,6 @@ def fit(
             seed,
             "supervised",
         )
-        assert isinstance(network, UNet)
         network = checkpoint.channels_last(network).to(device)
         optimizer = settings.training
         epochs = Epochs(n, optimizer.batch_size, seed, "supervised")

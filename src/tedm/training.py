@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from tedm.seeds import generator, seed_of
 STATE_FILE = "state.safetensors"
 ROWS_OF_LOG = 100  # at least; so that a short run has a curve too
 SAVING_SHARE = 0.05  # of the time, at most: a state that is slow to write is written less often
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def torch_generator(*names: str | int, device: torch.device | str = "cpu") -> to
     return torch.Generator(device).manual_seed(seed_of(*names))
 
 
-def build(make: Callable[[], nn.Module], *names: str | int) -> nn.Module:
+def build(make: Callable[[], Module], *names: str | int) -> Module:
     """Make a module whose random initial weights depend on the names alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(*names, "initial weights"))

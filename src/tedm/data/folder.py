@@ -17,7 +17,7 @@ from tedm.data.splits import enumerated
 from tedm.errors import TedmError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF")  # MPO: a JPEG of some cameras, with a preview behind it
+FORMATS = ("PNG", "JPEG", "TIFF")  # whatever the suffix says; Pillow's other decoders are not tried
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's grey modes with more than 8 bits
 
 
@@ -106,8 +106,8 @@ class FolderImages:
             raise TedmError(f"{path}: all its pixels are equal, it shows nothing; remove it")
         image = image_to_square(channels, size, fit)
         if mask_path is None:
-            classes = len(self.config.classes)
-            return image, np.zeros((classes, size, size), np.uint8) if self.has_masks else None
+            nothing = np.zeros((len(self.config.classes), size, size), np.uint8)
+            return image, nothing if self.has_masks else None
         with _opened(mask_path) as opened:
             shares = _shares(_upright(opened), mask_path, self.config.classes)
         return image, mask_to_square(shares, size, fit)
@@ -139,8 +139,10 @@ class FolderImages:
                 continue
             # One spelling of ä, whichever file system the names come from.
             name = unicodedata.normalize("NFC", path.stem)
-            if not name.isprintable():
-                self.problems.append(f"{folder}/{entry.name!r}: this name is not text; rename it")
+            if not _is_text(name):
+                self.problems.append(
+                    f"{folder}: the name {entry.name!r} is not valid UTF-8; rename the file"
+                )
             elif name in files:
                 self.problems.append(f"{path}: {files[name].name} has the same name; remove one of them")
             else:
@@ -166,6 +168,14 @@ class FolderImages:
         return masks
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image file; whatever is wrong with it becomes an error with its name."""
@@ -176,7 +186,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             if 0 in image.size:
                 raise TedmError(f"{path}: has no pixels ({image.width}×{image.height}); remove it")
             pages = getattr(image, "n_frames", 1)
-            if pages > 1 and image.format != "MPO":
+            if pages > 1 and image.format != "MPO":  # a camera's JPEG with previews behind it
                 raise TedmError(f"{path}: has {pages} pages, expected one image; save them as single files")
             yield image
     except TedmError:

@@ -28,7 +28,9 @@ def image_to_square(channels: list[Image.Image], size: int, fit: Fit) -> npt.NDA
 
 
 def mask_to_square(shares: npt.NDArray[np.float32], size: int, fit: Fit) -> npt.NDArray[np.uint8]:
-    """Resize a mask to size × size: a pixel is foreground where more than half of its area is.
+    """Resize a mask to size × size: averaged over each new pixel, foreground where more than half of it is.
+
+    The average is over the old pixels whose centres lie in the new one (Pillow's box filter).
 
     Args:
         shares: share of each class in each pixel, 0 … 1, (K, H, W).

@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import unicodedata
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -152,7 +153,7 @@ def _read_list(file: str, data_root: Path, where: str) -> dict[str, str]:
         if name.endswith(".gz"):
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TedmError(f"{where}: {name} is not a CSV in UTF-8 ({error})") from None
     return _parse(text, f"{where}: {name}")
 

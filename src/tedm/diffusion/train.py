@@ -85,7 +85,6 @@ class _Training:
         network = build(
             lambda: UNet(settings.width, settings.multipliers, data.image_shape[0]), seed, "backbone"
         )
-        assert isinstance(network, UNet)
         self.network = checkpoint.channels_last(network).to(device)
         self.epochs = Epochs(len(self.images), self.optimizer.batch_size, seed)
 

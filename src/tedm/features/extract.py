@@ -1,12 +1,12 @@
 """Extraction: runs a backbone once over a data set at one timestep and keeps its activations."""
 
 import copy
-import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from tedm.errors import TedmError
 from tedm.features import store as layout
 from tedm.features.rounding import keep_bits
 from tedm.features.store import ArrayInfo, Key, Location, Origin, Record
-from tedm.progress import Stage, say, stage
+from tedm.progress import say, stage
 
-DIGEST_LENGTH = 32  # hexadecimal digits kept of a shard's SHA-256
 BUFFERS = 2  # shards in memory for each device: one is filled while the other is written
 
 
@@ -92,15 +91,14 @@ def extract(
             for layer in layers
         ]
         job = _Job(location, plan, block, manifest)
-        with ExitStack() as held:
-            _lock_block(held, location, timestep, block)
+        with layout.lock_block(location, timestep, block):
             with job.locked():
+                layout.refuse_while_extracted(location, timestep, besides=block[1])
                 _write_root(location, images, backbone, origin)
-                job.prepare()
+                job.prepare(settings)
             if any(job.missing(draw) for draw in range(settings.draws)):
                 manifest.unlink(missing_ok=True)
-                run = _Run(job, images, settings, devices or _default_devices())
-                run.compute(backbone)
+                _Run(job, images, settings, devices or _default_devices()).compute(backbone)
             with job.locked():
                 job.finish(timestep, settings)
 
@@ -116,22 +114,24 @@ def _checked(
     settings: FeaturesConfig,
     block: tuple[int, int],
 ) -> dict[str, tuple[int, int, int]]:
-    """The layers to keep and their shapes, after everything that can be wrong before anything is written."""
+    """The layers to keep and their shapes; everything that can be wrong before anything is written."""
     if not 0 <= timestep < backbone.timesteps:
         raise TedmError(
-            f"timestep {timestep} is outside 0 … {backbone.timesteps - 1}, the backbone's diffusion timesteps"
+            f"timestep {timestep} is outside 0 … {backbone.timesteps - 1}, those of its diffusion"
         )
     if not 0 <= block[0] < block[1]:
         raise TedmError(f"block {block[0]} of {block[1]}: count blocks from 0 to {block[1] - 1}")
     if tuple(images.image_shape) != tuple(backbone.image_shape):
         raise TedmError(
-            f"{images.path}: its images are {images.image_shape} (channels, height, width), the backbone was"
-            f" trained on {tuple(backbone.image_shape)}; prepare the data set with the backbone's image.size"
+            f"{images.path}: its images are {images.image_shape} (channels, height, width), the backbone"
+            f" was trained on {tuple(backbone.image_shape)}; prepare the data set with its image.size"
         )
     known = backbone.layer_shapes
     for layer in settings.layers or known:
         if layer not in known:
-            raise TedmError(f"features.layers: the backbone has no layer {layer} (it has {', '.join(known)})")
+            raise TedmError(
+                f"features.layers: the backbone has no layer {layer} (it has {', '.join(known)})"
+            )
         Key.parse(str(Key(timestep, 0, layer)))
     return {
         layer: (known[layer][0], known[layer][1], known[layer][2])
@@ -156,24 +156,17 @@ def _write_root(location: Location, images: PreparedSet, backbone: Backbone, ori
             "image_shape": list(images.image_shape),
             "spacing_mm": images.spacing_mm if images.spacing_mm is None else list(images.spacing_mm),
             "diffusion_timesteps": backbone.timesteps,
-            "layers": {layer: [int(size) for size in shape] for layer, shape in backbone.layer_shapes.items()},
-            "arrays": "t{timestep}/{layer}, or t{timestep}/draw{draw}/{layer}: (image, channel, row, column)",
+            "layers": {
+                layer: [int(size) for size in shape] for layer, shape in backbone.layer_shapes.items()
+            },
+            "arrays": "t{timestep}/{layer}, t{timestep}/draw{draw}/{layer}: (image, channel, row, column)",
             "units": "1 (activations of the backbone's decoder, before upsampling)",
             "resize": "to image_shape: bilinear, align_corners=False (torch.nn.functional.interpolate)",
-            "noise": f"standard normal; Philox seeded with noise_seed, {noise}, draw (tedm.seeds.generator)",
+            "noise": f"standard normal, Philox: tedm.seeds.generator(noise_seed, 'noise', {noise}, draw)",
             "made_with": {name: version(name) for name in ("torch", "numpy", "zarr")},
-            **layout.asdict(origin),
+            **asdict(origin),
         }
         layout.write_root(location, attributes)
-
-
-def _lock_block(held: ExitStack, location: Location, timestep: int, block: tuple[int, int]) -> None:
-    """Hold the lock of this block of this timestep, until `held` ends."""
-    k, n = block
-    name = f"t{timestep:04d}.{k}of{n}"
-    held.enter_context(
-        files.only_one(location.lock_path(name), f"block {k} of {n} of t{timestep:04d} of this store", patience=0)
-    )
 
 
 # ── what there is to do, and what is done ───────────────────────────────────────────────────────
@@ -194,15 +187,13 @@ class _Job:
         self.images_per_shard = plan[0].images_per_shard
         self._within = threading.Lock()
 
-    def locked(self) -> Any:
-        """Hold the timestep's arrays and record against other processes and threads."""
-        held = ExitStack()
-        held.enter_context(self._within)
-        path = self.location.lock_path(f"t{self.timestep:04d}")
-        held.enter_context(files.only_one(path, "these features"))
-        return held
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the record against other processes and threads, for a moment."""
+        with self._within, layout.lock_record(self.location, self.timestep):
+            yield
 
-    def prepare(self) -> None:
+    def prepare(self, settings: FeaturesConfig) -> None:
         """Make the arrays that are missing or stale; trust no shard that the record does not vouch for."""
         digests = self.record.read()
         stale = [info for info in self.plan if self._state(info) != info]
@@ -211,7 +202,8 @@ class _Job:
             if info in stale or len(recorded) != info.shards:
                 digests[str(info.key)] = [None] * info.shards
         # Before anything is deleted: the record must never vouch for what is not there.
-        self.record.write(digests)
+        sizes = {"images_per_shard": settings.images_per_shard, "batch_size": settings.batch_size}
+        self.record.write(digests, {**sizes, "codec": settings.codec})
         for info in stale:
             self.location.remove(str(info.key))
             layout.create_array(
@@ -237,9 +229,9 @@ class _Job:
                 self.location.clear_litter(f"{info.key}/c/{shard}")
             for shard in vouched:
                 file = f"{info.key}/c/{shard}/0/0/0"
-                # The last one may have been caught by a power cut; the others have been on the disk for long.
+                # A power cut may have caught the last one; the others have been on the disk for long.
                 whole = self.location.has(file) and (
-                    shard != vouched[-1] or digest_shard(array, info, shard) == recorded[shard]
+                    shard != vouched[-1] or layout.digest_shard(array, info, shard) == recorded[shard]
                 )
                 if not whole:
                     recorded[shard] = None
@@ -247,14 +239,15 @@ class _Job:
         if changed:
             self.record.write(self.digests)
 
-    def missing(self, draw: int) -> list[tuple[int, list[ArrayInfo]]]:
-        """Shards to compute, each with the arrays that lack it."""
+    def missing(self, draw: int) -> list["_Shard"]:
+        """Shards of a noise draw to compute."""
         plan = [info for info in self.plan if info.key.draw == draw]
-        lacking = (
-            (shard, [info for info in plan if self.digests[str(info.key)][shard] is None])
-            for shard in self.shards
-        )
-        return [(shard, infos) for shard, infos in lacking if infos]
+        rows = self.plan[0].rows
+        lacking = [
+            _Shard(draw, n, rows(n), [info for info in plan if self.digests[str(info.key)][n] is None])
+            for n in self.shards
+        ]
+        return [shard for shard in lacking if shard.infos]
 
     def vouch(self, shard: int, digests: dict[str, str]) -> None:
         """Record that a shard is on the disk in these arrays."""
@@ -283,7 +276,7 @@ class _Job:
                 "codec": first.codec,
                 "draws": settings.draws,
                 "batch_size": settings.batch_size,
-                **layout.asdict(first.origin),
+                **asdict(first.origin),
                 "arrays": {
                     str(info.key): {"shape": info.shape, "digest": digest_of(digests[str(info.key)])}
                     for info in self.plan
@@ -292,27 +285,34 @@ class _Job:
         )
 
 
-def digest_shard(array: Any, info: ArrayInfo, shard: int) -> str | None:
-    """Digest of a shard's values as they are read back; None where it cannot be read."""
-    rows = info.rows(shard)
-    values = np.empty((len(rows), *info.shape[1:]), info.origin.dtype)
-    try:
-        layout.read_into(array, rows.start, values)
-    except Exception:  # every codec has errors of its own
-        return None
-    return digest_values(values)
-
-
-def digest_values(values: npt.NDArray[Any]) -> str:
-    """Digest of values, whatever codec they are stored with."""
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:DIGEST_LENGTH]
-
-
 # ── computing ───────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """One shard to compute, and the arrays that lack it."""
+
+    draw: int
+    number: int
+    rows: range
+    infos: list[ArrayInfo]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Images start … stop-1 of a shard: its part of one forward pass."""
+
+    shard: _Shard
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> range:
+        return self.shard.rows[self.start : self.stop]
+
+
 class _Run:
-    """Computes missing shards: loading runs ahead of the device, writing behind it."""
+    """What the workers of one call share: what is left to do, images and noise, writing."""
 
     def __init__(
         self, job: _Job, images: PreparedSet, settings: FeaturesConfig, devices: Sequence[str]
@@ -322,46 +322,186 @@ class _Run:
         # Depends on the number of images alone, so that no interruption or block changes a bit.
         passes = -(-len(images) // settings.batch_size)
         self.batch = -(-len(images) // passes)
-        self._reading = threading.Lock()
+        self.arrays = {info.key: layout.open_array(job.location, info.key, write=True) for info in job.plan}
+        self._alone = threading.Lock()
 
     def compute(self, backbone: Backbone) -> None:
         """Compute and write everything that the job lacks."""
-        shards = [(draw, *todo) for draw in range(self.settings.draws) for todo in self.job.missing(draw)]
-        total = len(self.job.shards) * self.settings.draws
-        done = (total - len(shards)) * self.job.images_per_shard
-        images = sum(len(infos[0].rows(shard)) for _, shard, infos in shards)
+        missing = [shard for draw in range(self.settings.draws) for shard in self.job.missing(draw)]
+        total = sum(len(self.job.plan[0].rows(shard)) for shard in self.job.shards) * self.settings.draws
+        done = total - sum(len(shard.rows) for shard in missing)
+        self._todo = iter(missing)
         label = f"features t{self.job.timestep:04d} of {self.images.label}"
-        todo = _Shared(shards)
-        with stage(label, done + images, "images", done) as shown:
-            if len(self.devices) == 1:
-                _Worker(self, backbone.to(self.devices[0]), self.devices[0], todo, shown).work()
-                return
+        with stage(label, total, "images", done) as self.shown:
+            # Copies are made before any of them computes.
+            copies = [backbone, *(copy.deepcopy(backbone) for _ in self.devices[1:])]
             workers = [
-                _Worker(self, copy.deepcopy(backbone).to(device), device, todo, shown) for device in self.devices
+                _Worker(self, b.to(device), device) for b, device in zip(copies, self.devices, strict=True)
             ]
             with ThreadPoolExecutor(len(workers), "device") as pool:
                 for future in [pool.submit(worker.work) for worker in workers]:
                     future.result()
 
-    def load(self, rows: Sequence[int], draw: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and their noise, (batch, C, H, W); the last ones are repeated up to the batch size."""
-        padded = [*rows, *[rows[-1]] * (self.batch - len(rows))]
-        with self._reading:
-            images = self.images.images(rows)
-        noise = np.stack([self.noise(row, draw) for row in rows])
-        extra = self.batch - len(rows)
-        if extra:
-            images = np.concatenate([images, images[-1:].repeat(extra, axis=0)])
-            noise = np.concatenate([noise, noise[-1:].repeat(extra, axis=0)])
-        assert len(images) == len(padded)
-        return torch.from_numpy(images), torch.from_numpy(noise)
+    def shards(self) -> Iterator[_Shard]:
+        """Shards to compute; each is given to one worker."""
+        while True:
+            with self._alone:
+                shard = next(self._todo, None)
+            if shard is None:
+                return
+            yield shard
 
-    def noise(self, row: int, draw: int) -> npt.NDArray[np.float32]:
-        """The noise of one image, (C, H, W)."""
+    def stop(self) -> None:
+        """Give no worker anything more to do."""
+        with self._alone:
+            self._todo = iter(())
+
+    def load(self, segments: Sequence[_Segment]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images of a forward pass and their noise, (batch, C, H, W); the last one fills up the batch."""
+        rows = [row for segment in segments for row in segment.rows]
+        with self._alone:  # one file, read by several workers
+            images = self.images.images(rows)
+        noise = np.stack([self._noise(row, segments[0].shard.draw) for row in rows])
+        missing = [(0, self.batch - len(rows)), (0, 0), (0, 0), (0, 0)]
+        return (
+            torch.from_numpy(np.pad(images, missing, mode="edge")),
+            torch.from_numpy(np.pad(noise, missing, mode="edge")),
+        )
+
+    def _noise(self, row: int, draw: int) -> npt.NDArray[np.float32]:
         names = [] if self.origin.shared_noise else [self.images.ids[row]]
         rng = seeds.generator(self.origin.noise_seed, "noise", *names, self.job.timestep, draw)
         return rng.standard_normal(self.images.image_shape, dtype=np.float32)
 
+    def write(self, shard: _Shard, values: dict[str, npt.NDArray[Any]]) -> None:
+        """Round, check and write the values (n, C, h, w) of a shard's layers; then vouch for it."""
+        digests = {}
+        for info in shard.infos:
+            rounded = keep_bits(values[info.key.layer], self.origin.keep_bits)
+            self._check_finite(info.key, shard, rounded)
+            # A shard that is there already would be read and merged.
+            self.job.location.remove(f"{info.key}/c/{shard.number}")
+            self.arrays[info.key][shard.rows.start : shard.rows.stop] = rounded
+            digests[str(info.key)] = layout.digest_values(rounded)
+        self.job.vouch(shard.number, digests)
+        with self._alone:
+            self.shown.advance(len(shard.rows))
 
-class _Shared[Item]:
-    pass
+    def _check_finite(self, key: Key, shard: _Shard, values: npt.NDArray[Any]) -> None:
+        for row, image in zip(shard.rows, values, strict=True):
+            if not np.isfinite(image).all():
+                wider = (
+                    "set features.dtype to float32" if self.origin.dtype == "float16" else "train it again"
+                )
+                raise TedmError(
+                    f"{key} of {self.images.ids[row]} (row {row}): the backbone gives values that are not"
+                    f" finite in {self.origin.dtype}; {wider}"
+                )
+
+
+class _Worker:
+    """One device: images are loaded ahead of it, finished shards are written behind it."""
+
+    def __init__(self, run: _Run, backbone: Backbone, device: str) -> None:
+        self.run, self.backbone, self.device = run, backbone, torch.device(device)
+        self.dtype = getattr(torch, run.origin.dtype)
+        self.writing: deque[Future[dict[str, torch.Tensor]]] = deque()
+        self.filling: dict[str, torch.Tensor] = {}
+
+    def work(self) -> None:
+        """Compute shards until none is left."""
+        try:
+            # Left in reverse: what has been computed is still written when something fails.
+            with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "load") as loader:
+                for segments, (images, noise) in self._loaded(loader):
+                    features = self.backbone.features(
+                        images.to(self.device),
+                        self.run.job.timestep,
+                        noise.to(self.device),
+                        self.run.settings.input_range,
+                    )
+                    self._keep(segments, features, writer)
+                while self.writing:
+                    self.writing.popleft().result()
+        except BaseException:
+            self.run.stop()
+            raise
+
+    def _loaded(
+        self, loader: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[_Segment], tuple[torch.Tensor, torch.Tensor]]]:
+        """Forward passes with their input, the next one being loaded already."""
+        ahead: deque[tuple[list[_Segment], Future[tuple[torch.Tensor, torch.Tensor]]]] = deque()
+        for segments in self._passes():
+            ahead.append((segments, loader.submit(self.run.load, segments)))
+            if len(ahead) > 1:
+                first, loading = ahead.popleft()
+                yield first, loading.result()
+        for last, loading in ahead:
+            yield last, loading.result()
+
+    def _passes(self) -> Iterator[list[_Segment]]:
+        """Cut the shards into forward passes of the batch size; a pass may reach into the next shards."""
+        segments: list[_Segment] = []
+        room = self.run.batch
+        for shard in self.run.shards():
+            if segments and segments[0].shard.draw != shard.draw:
+                yield segments
+                segments, room = [], self.run.batch
+            start = 0
+            while start < len(shard.rows):
+                stop = min(start + room, len(shard.rows))
+                segments.append(_Segment(shard, start, stop))
+                room -= stop - start
+                start = stop
+                if room == 0:
+                    yield segments
+                    segments, room = [], self.run.batch
+        if segments:
+            yield segments
+
+    def _keep(
+        self, segments: list[_Segment], features: dict[str, torch.Tensor], writer: ThreadPoolExecutor
+    ) -> None:
+        """Copy a pass's features into the shards they belong to; hand full shards to the writer."""
+        start = 0
+        for segment in segments:
+            stop = start + segment.stop - segment.start
+            if segment.start == 0:
+                self.filling = self._buffers(segment.shard)
+            for info in segment.shard.infos:
+                layer = info.key.layer
+                values = features[layer][start:stop]
+                if self.device.type != "cpu":  # convert there: half the bytes to move
+                    values = values.to(self.dtype, memory_format=torch.contiguous_format)
+                self.filling[layer][segment.start : segment.stop].copy_(values, non_blocking=True)
+            start = stop
+            if segment.stop == len(segment.shard.rows):
+                copied = None
+                if self.device.type == "cuda":
+                    copied = torch.cuda.Event()
+                    copied.record(torch.cuda.current_stream(self.device))
+                self.writing.append(writer.submit(self._write, segment.shard, self.filling, copied))
+
+    def _write(
+        self, shard: _Shard, buffers: dict[str, torch.Tensor], copied: "torch.cuda.Event | None"
+    ) -> dict[str, torch.Tensor]:
+        if copied is not None:
+            copied.synchronize()
+        values = {
+            info.key.layer: buffers[info.key.layer][: len(shard.rows)].numpy() for info in shard.infos
+        }
+        self.run.write(shard, values)
+        return buffers
+
+    def _buffers(self, shard: _Shard) -> dict[str, torch.Tensor]:
+        """Memory for a shard: that of the oldest one being written, once there are enough."""
+        buffers = self.writing.popleft().result() if len(self.writing) >= BUFFERS else {}
+        for info in shard.infos:
+            if info.key.layer not in buffers:
+                buffers[info.key.layer] = torch.empty(
+                    (info.images_per_shard, *info.shape[1:]),
+                    dtype=self.dtype,
+                    pin_memory=self.device.type == "cuda",
+                )
+        return buffers

@@ -1,7 +1,9 @@
 """Layout of a feature store: where each array lies, what its attributes say, how it is opened."""
 
 import contextlib
+import hashlib
 import json
+import math
 import re
 import shutil
 import threading
@@ -18,12 +20,17 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore
 
 import tedm
+from tedm import files
 from tedm.errors import TedmError
+from tedm.progress import say
 
 FORMAT = "tedm features"
 FORMAT_VERSION = 1
 PYTHON_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"  # its writes are whole or absent
 RUST_PIPELINE = "zarrs.ZarrsCodecPipeline"  # reads two to three times as fast; writes in place
+
+DIGEST_LENGTH = 32  # hexadecimal digits kept of a shard's SHA-256
+READ_AT_ONCE = 1 << 26  # bytes
 
 LARGEST_METADATA = 1 << 28  # bytes of a zarr.json that we are ready to parse
 LARGEST_IMAGE = 1 << 31  # bytes of one image's layer that we are ready to allocate
@@ -147,6 +154,11 @@ class Location:
             return []
         return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
 
+    def has(self, file: str) -> bool:
+        """Whether a file is there and not empty."""
+        path = self._inside(file)
+        return path.is_file() and path.stat().st_size > 0
+
     def sizes(self, node: str) -> dict[str, int]:
         """Bytes of every file below a node, by its path below the node."""
         directory = self._inside(node)
@@ -197,6 +209,61 @@ def read_into(array: "zarr.Array[Any]", start: int, out: npt.NDArray[Any]) -> No
     """Read the images from `start` on into `out`, (n, C, h, w), contiguous."""
     buffer = default_buffer_prototype().nd_buffer.from_numpy_array(out)
     array.get_basic_selection((slice(start, start + len(out)),), out=buffer)
+
+
+def digest_shard(array: "zarr.Array[Any]", info: "ArrayInfo", shard: int) -> str | None:
+    """Digest of a shard's values as they are read back; None where they cannot be read."""
+    digest = hashlib.sha256()
+    rows = info.rows(shard)
+    at_once = max(1, READ_AT_ONCE // info.bytes_per_image)
+    for start in rows[::at_once]:
+        values = np.empty((min(at_once, rows.stop - start), *info.shape[1:]), info.origin.dtype)
+        try:
+            read_into(array, start, values)
+        except Exception:  # every codec has errors of its own
+            return None
+        digest.update(values.data)
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+def digest_values(values: npt.NDArray[Any]) -> str:
+    """Digest of a shard's values, whatever codec they are stored with."""
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:DIGEST_LENGTH]
+
+
+# ── locks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def lock_block(location: Location, timestep: int, block: tuple[int, int]) -> Iterator[None]:
+    """Be the only process that extracts this block of a timestep; waits for another one to end."""
+    k, n = block
+    path = location.lock_path(f"t{timestep:04d}.{k}of{n}")
+    what = f"the features of t{timestep:04d}"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(files.only_one(path, what, patience=0))
+        except TedmError as error:
+            say(f"{error}; waiting for it")
+            held.enter_context(files.only_one(path, what))
+        yield
+
+
+@contextlib.contextmanager
+def lock_record(location: Location, timestep: int) -> Iterator[None]:
+    """Hold a timestep's record of shards, for a moment."""
+    with files.only_one(location.lock_path(f"t{timestep:04d}"), f"the record of t{timestep:04d}"):
+        yield
+
+
+def refuse_while_extracted(location: Location, timestep: int, besides: int = 0) -> None:
+    """Raise a TedmError if a process extracts this timestep, other than in `besides` blocks."""
+    name = f"{location.path.name}.t{timestep:04d}"
+    for lock in location.path.parent.glob(f".{name}.*of*.lock"):
+        if not lock.name.endswith(f"of{besides}.lock"):
+            part = lock.name.removeprefix(".").removesuffix(".lock")
+            with files.only_one(lock.with_name(part), f"block {part.removeprefix(name + '.')}", patience=0):
+                pass
 
 
 # ── writing metadata ────────────────────────────────────────────────────────────────────────────
@@ -278,6 +345,11 @@ class ArrayInfo:
     origin: Origin
 
     @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one image's features, as numbers."""
+        return math.prod(self.shape[1:]) * np.dtype(self.origin.dtype).itemsize
+
+    @property
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.shape[0] // self.images_per_shard)
@@ -314,8 +386,8 @@ def read_root(location: Location) -> RootInfo:
         )
     try:
         origin = Origin.of(attributes)
-        image_shape = _shape(attributes["image_shape"], 3)
-        layers = {str(k): _shape(v, 3) for k, v in attributes["layers"].items()}
+        image_shape = _shape3(attributes["image_shape"])
+        layers = {str(k): _shape3(v) for k, v in attributes["layers"].items()}
         ids = attributes["ids"]
         np.dtype(attributes["dtype"])
         if origin is None or origin.dtype not in ("float16", "float32"):
@@ -324,7 +396,7 @@ def read_root(location: Location) -> RootInfo:
             raise ValueError("ids")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TedmError(f"{location}: the attributes of the store are broken ({error!r})") from None
-    return RootInfo(origin, tuple(ids), (image_shape[0], image_shape[1], image_shape[2]), layers, attributes)
+    return RootInfo(origin, tuple(ids), image_shape, layers, attributes)
 
 
 def read_array_info(location: Location, key: Key, images: int) -> ArrayInfo | None:
@@ -362,11 +434,17 @@ def read_array_info(location: Location, key: Key, images: int) -> ArrayInfo | No
             raise ValueError(f"it has {shape[0]} images, the store {images}")
         if inner != (1, *shape[1:]) or shards[1:] != shape[1:] or shards[0] > shape[0]:
             raise ValueError("its chunks are not one image each")
-        if int(np.prod(shape[1:], dtype=object)) * dtype.itemsize > LARGEST_IMAGE:
+        if math.prod(shape[1:]) * dtype.itemsize > LARGEST_IMAGE:
             raise ValueError("its images are larger than any feature")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TedmError(f"{where}: is not an array of this feature store ({error})") from None
     return ArrayInfo(key, (shape[0], shape[1], shape[2], shape[3]), shards[0], codec, origin)
+
+
+def list_timesteps(location: Location) -> list[int]:
+    """Timesteps that have a group, finished or not."""
+    matches = (KEY.fullmatch(name) for name in location.children())
+    return sorted(int(match["timestep"]) for match in matches if match is not None)
 
 
 def list_keys(location: Location) -> list[Key]:
@@ -391,6 +469,11 @@ def _shape(value: Any, dimensions: int) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _shape3(value: Any) -> tuple[int, int, int]:
+    first, second, third = _shape(value, 3)
+    return first, second, third
+
+
 # ── the record of finished shards ───────────────────────────────────────────────────────────────
 
 
@@ -411,15 +494,29 @@ class Record:
         attributes = self.location.attributes(self.path) or {}
         digests = attributes.get("shards", {})
         if not isinstance(digests, dict) or not all(
-            KEY.fullmatch(str(k)) and isinstance(v, list) and all(d is None or isinstance(d, str) for d in v)
+            KEY.fullmatch(str(k))
+            and isinstance(v, list)
+            and all(d is None or isinstance(d, str) for d in v)
             for k, v in digests.items()
         ):
             raise TedmError(f"{self.location}/{self.path}: its record of finished shards is broken")
         return digests
 
-    def write(self, digests: Mapping[str, list[str | None]]) -> None:
-        """Replace the record. The caller holds the timestep's lock."""
-        complete = all(digest is not None for shards in digests.values() for digest in shards)
-        attributes = {"timestep": self.timestep, "complete": complete, "shards": dict(digests)}
-        if self.location.attributes(self.path) != attributes:
+    def write(
+        self, digests: Mapping[str, list[str | None]], settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Replace the record. The caller holds the timestep's lock.
+
+        Args:
+            digests: as `read` gives them.
+            settings: with which the timestep is extracted, for a repair; None: as they were.
+        """
+        before = self.location.attributes(self.path) or {}
+        attributes = {
+            "timestep": self.timestep,
+            "complete": all(digest is not None for shards in digests.values() for digest in shards),
+            "settings": before.get("settings", {}) if settings is None else dict(settings),
+            "shards": dict(digests),
+        }
+        if before != attributes:
             write_group(self.location, self.path, attributes)

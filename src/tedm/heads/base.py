@@ -7,11 +7,12 @@ import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from pydantic import BaseModel, ValidationError
 
 from tedm.errors import TedmError
 from tedm.files import whole
@@ -352,6 +353,19 @@ def blocks(
     for start in range(0, len(rows), at_once):
         block = list(rows[start : start + at_once])
         yield block, features.read(block, timestep, layers)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def checked(kind: type[S], settings: Mapping[str, Any]) -> S:
+    """Settings of a type of head as its model; what is wrong becomes one TedmError."""
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        raise TedmError(
+            "\n".join(f"{kind.__name__}.{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        ) from None
 
 
 def labels_of(masks: np.ndarray) -> np.ndarray:

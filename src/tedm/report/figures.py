@@ -45,6 +45,7 @@ _STYLE: Mapping[Any, Any] = {
     "ytick.color": GREY,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
+    "text.parse_math": False,  # a label may contain a dollar sign
     "svg.hashsalt": "tedm",
     "pdf.fonttype": 42,
 }
@@ -106,10 +107,10 @@ def segmentations(
                 _show(ax, images[row])
                 if method is not None and len(classes) == 1:
                     _tint(ax, masks[method][row, 0], truth[row, 0])
-                _outline(ax, truth[row], truth=True)
+                _outline(ax, truth[row], cell, truth=True)
                 if method is not None:
-                    _outline(ax, masks[method][row], truth=False)
-                    _dice_mark(ax, dice[method][row])
+                    _outline(ax, masks[method][row], cell, truth=False)
+                    _dice_mark(ax, dice[method][row], cell)
                 if row == 0:
                     ax.set_title(
                         method or "Truth", pad=4, fontweight="bold", fontsize=min(8.5, 100 * cell / longest)
@@ -131,7 +132,8 @@ def _dice(predicted: NDArray[Any], truth: NDArray[np.uint8], classes: Sequence[s
 def _masks(predicted: NDArray[Any]) -> NDArray[np.uint8]:
     if np.issubdtype(predicted.dtype, np.floating):
         return evaluation.segment(predicted)
-    return np.not_equal(predicted, 0).astype(np.uint8)
+    foreground: NDArray[np.bool_] = predicted != 0
+    return foreground.astype(np.uint8)
 
 
 def _show(ax: Axes, image: NDArray[np.float32]) -> None:
@@ -148,7 +150,7 @@ def _tint(ax: Axes, predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> N
     ax.imshow(colours, interpolation="nearest")
 
 
-def _outline(ax: Axes, masks: NDArray[np.uint8], *, truth: bool) -> None:
+def _outline(ax: Axes, masks: NDArray[np.uint8], inches: float, *, truth: bool) -> None:
     height, width = masks.shape[1:]
     x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
     for k, mask in enumerate(masks):
@@ -157,11 +159,16 @@ def _outline(ax: Axes, masks: NDArray[np.uint8], *, truth: bool) -> None:
         colour = OVERLAY[k % len(OVERLAY)] if len(masks) > 1 else TRUTH if truth else PREDICTION
         style = "--" if truth and len(masks) > 1 else "-"
         # A border of background closes the contour of what touches the edge.
-        ax.contour(x, y, np.pad(mask, 1), levels=[0.5], colors=[colour], linewidths=1.1, linestyles=style)
+        line: dict[str, Any] = {
+            "colors": [colour],
+            "linewidths": min(1.1, 0.8 * inches),
+            "linestyles": style,
+        }
+        ax.contour(x, y, np.pad(mask, 1), levels=[0.5], **line)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _dice_mark(ax: Axes, dice: float) -> None:
+def _dice_mark(ax: Axes, dice: float, inches: float) -> None:
     ax.text(
         0.97,
         0.03,
@@ -169,7 +176,7 @@ def _dice_mark(ax: Axes, dice: float) -> None:
         transform=ax.transAxes,
         ha="right",
         va="bottom",
-        fontsize=7.5,
+        fontsize=min(7.5, 8 * inches),
         color="white",
         bbox={"boxstyle": "round,pad=0.25", "facecolor": (0, 0, 0, 0.6), "edgecolor": "none"},
     )
@@ -214,9 +221,9 @@ def _on_grey(colour: str) -> tuple[float, float, float]:
 def learning_curves(path: Path, made: Table) -> None:
     """Draw the mean of each method over the training size, one panel per data set.
 
-    The band is the 95 % confidence interval of the mean over subjects (Student's t; a subject's classes count
-    as one): how sure the mean is, not how much subjects vary, which the table has. With one subject there is
-    none.
+    The band is the 95 % confidence interval of the mean over subjects (Student's t; a subject's classes
+    count as one): how sure the mean is, not how much subjects vary, which the table has. With one subject
+    there is none.
 
     Args:
         path: .png, .pdf or .svg.
@@ -265,7 +272,7 @@ def _curves(ax: Axes, made: Table, dataset: str) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(made.sizes[0] / 1.25, made.sizes[-1] * 1.25)
     ax.set_xlabel("Training size")
-    ax.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
     ax.tick_params(labelleft=True, length=2.5)
     ax.grid(axis="y", color="#d0d7de", linewidth=0.5)
     ax.set_axisbelow(True)

@@ -1,0 +1,469 @@
+"""Backbones: the authors' checkpoints, directories of ours, and what is refused."""
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tedm import backbones, supervised
+from tedm.config import DDPMConfig, DiffusionConfig, OptimizerConfig
+from tedm.data import prepared
+from tedm.diffusion import checkpoint
+from tedm.diffusion.official import import_checkpoint
+from tedm.diffusion.schedule import Schedule
+from tedm.diffusion.train import train_backbone
+from tedm.errors import TedmError
+from tedm.unet import UNet
+
+DATA = Path(__file__).parent / "data"
+AUTHORS = DATA / "authors_format.pt"
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, torch.Tensor]:
+    with np.load(DATA / "reference.npz") as arrays:
+        return {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("backbones") / "authors"
+    import_checkpoint(AUTHORS, out)
+    return out
+
+
+def content() -> dict:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(AUTHORS, weights_only=True)
+
+
+def assert_agree(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """To 1e-5 of the tensor's largest magnitude."""
+    difference = float((ours - theirs).abs().max())
+    print(f"{what}: max |difference| {difference:.2e} on values up to {float(theirs.abs().max()):.3g}")
+    assert difference <= 1e-5 * max(1.0, float(theirs.abs().max())), what
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_an_imported_checkpoint_computes_what_the_authors_code_computed(imported, reference, memory):
+    network = checkpoint.read(imported).network.to(memory_format=memory)
+    with torch.no_grad():
+        for t in reference["timesteps"].tolist():
+            x = reference[f"t{t}_x"].contiguous(memory_format=memory)
+            steps = torch.full((len(x),), t)
+            assert_agree(f"t = {t}, noise", network(x, steps), reference[f"t{t}_eps"])
+            for layer, value in network.decode(x, steps).items():
+                assert_agree(f"t = {t}, {layer}", value, reference[f"t{t}_{layer}"])
+        no_time = network(reference["x0"].contiguous(memory_format=memory))
+        assert_agree("no time", no_time, reference["supervised_logits_no_time"])
+
+
+def test_features_of_an_imported_backbone_are_the_authors_decoder_activations(imported, reference):
+    backbone = backbones.load(imported)
+    assert backbone.image_shape == (1, 32, 32)
+    assert backbone.timesteps == 1000
+    for t in reference["timesteps"].tolist():
+        layers = backbone.features(reference["x0"], t, reference["noise"])
+        assert {k: tuple(v.shape[1:]) for k, v in layers.items()} == backbone.layer_shapes
+        for layer, value in layers.items():
+            assert_agree(f"t = {t}, {layer}", value, reference[f"t{t}_{layer}"])
+
+
+def test_the_diffused_images_are_the_authors(reference):
+    schedule = Schedule(1000, "cosine")
+    torch.testing.assert_close(schedule.signal, reference["sqrt_alphas_cumprod"], rtol=0, atol=1e-6)
+    for t in reference["timesteps"].tolist():
+        x_t = schedule.diffuse(reference["x0"] * 2 - 1, torch.full((2,), t), reference["noise"])
+        assert_agree(f"t = {t}, x_t", x_t, reference[f"t{t}_x"])
+
+
+def test_the_official_input_range_feeds_images_as_they_are(imported):
+    backbone = backbones.load(imported)
+    images, noise = torch.rand(2, 1, 32, 32), torch.randn(2, 1, 32, 32)
+    official = backbone.features(images, 50, noise, "official")
+    mapped = backbone.features((images + 1) / 2, 50, noise, "trained")
+    for layer in official:
+        torch.testing.assert_close(official[layer], mapped[layer], rtol=1e-4, atol=1e-4)
+    trained = backbone.features(images, 50, noise, "trained")
+    assert not torch.allclose(official["up3"], trained["up3"], atol=0.1)
+
+
+def test_an_import_records_what_the_shapes_and_the_config_say(imported):
+    description = checkpoint.read(imported).description
+    assert description.architecture.multipliers == [1, 2, 4, 8]
+    assert (description.architecture.width, description.architecture.channels) == (8, 1)
+    assert description.diffusion == DiffusionConfig()
+    assert description.input_range == (-1.0, 1.0)
+    assert description.training["imported_from"] == "authors_format.pt"
+    assert description.parameters == sum(p.numel() for p in UNet(8).parameters())
+
+
+AUTHORS_NAMES = [  # ours → theirs, the inverse of the import, written down on its own
+    ("stem.", "init_conv."), ("middle1.", "mid_block1."), ("middle2.", "mid_block2."),
+    ("middle_attention.qkv", "mid_attn.fn.fn.to_qkv"), ("middle_attention.out", "mid_attn.fn.fn.to_out"),
+    ("middle_attention.norm.gain", "mid_attn.fn.norm.g"), ("final.", "final_res_block."),
+    ("head.", "final_conv."),
+    ("encoder.", "downs."), ("decoder.", "ups."), (".residual1.", ".0."), (".residual2.", ".1."),
+    (".attention.qkv", ".2.fn.fn.to_qkv"), (".attention.out_norm.gain", ".2.fn.fn.to_out.1.g"),
+    (".attention.out.", ".2.fn.fn.to_out.0."), (".attention.norm.gain", ".2.fn.norm.g"),
+    (".resample.conv.", ".3.1."), (".resample.", ".3."), (".conv.", ".proj."), (".skip.", ".res_conv."),
+]  # fmt: skip
+
+
+def authors_state(network: UNet, prefix: str = "model.") -> dict[str, torch.Tensor]:
+    """A network's weights under the authors' names and shapes."""
+    state = {}
+    for name, value in network.state_dict().items():
+        theirs = name.replace(".time.", ".time_mlp.1.")
+        theirs = theirs.replace("time.0.", "time_mlp.1.").replace("time.2.", "time_mlp.3.")
+        for ours, replacement in AUTHORS_NAMES:
+            theirs = theirs.replace(ours, replacement) if ours[0] == "." else (
+                replacement + theirs.removeprefix(ours) if theirs.startswith(ours) else theirs
+            )  # fmt: skip
+        if "fn." in theirs and value.dim() == 2:
+            value = value[:, :, None, None]
+        if theirs.endswith(".g"):
+            value = value[None, :, None, None]
+        state[prefix + theirs] = value.clone()
+    return state
+
+
+def save(path: Path, state: dict[str, torch.Tensor], kind: str | None = "cosine", **config) -> Path:
+    if kind is not None:
+        state = state | {"sqrt_alphas_cumprod": Schedule(config.get("timesteps", 1000), kind).signal}
+    settings = argparse.Namespace(**({"img_size": 16, "normalize": True} | config))
+    torch.save({"model_state_dict": state, "optimizer_state_dict": {}, "config": settings, "step": 7}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "multipliers", "channels", "kind", "timesteps"),
+    [(8, [1, 2], 3, "cosine", 100), (16, [1, 1, 2], 1, "linear", 1000), (8, [2, 4, 4], 4, "linear", 50)],
+)
+def test_any_architecture_survives_the_trip_through_the_authors_format(
+    tmp_path, width, multipliers, channels, kind, timesteps
+):
+    network = UNet(width, multipliers, channels)
+    file = save(tmp_path / "a.pt", authors_state(network), kind, timesteps=timesteps)
+    import_checkpoint(file, tmp_path / "b")
+    read, description, _ = checkpoint.read(tmp_path / "b")
+    assert description.architecture.multipliers == multipliers
+    assert (description.diffusion.schedule, description.diffusion.timesteps) == (kind, timesteps)
+    for name, value in network.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value), name
+
+
+def test_a_supervised_checkpoint_becomes_a_baseline(tmp_path):
+    network = UNet(8, [1, 2], 1, out_channels=1)
+    import_checkpoint(save(tmp_path / "a.pt", authors_state(network, ""), None), tmp_path / "b")
+    images = np.random.default_rng(0).random((3, 1, 16, 16), np.float32)
+    baseline = supervised.load(tmp_path / "b")
+    expected = network(torch.from_numpy(images)).sigmoid().detach().numpy()
+    np.testing.assert_allclose(supervised.predict_proba(baseline, images), expected, atol=1e-5)
+    with pytest.raises(TedmError, match="not a backbone"):
+        backbones.load(tmp_path / "b")
+
+
+def test_the_diffusion_model_inside_a_segmentation_model_is_taken(tmp_path, capsys):
+    network = UNet(8, [1, 2])
+    state = authors_state(network, "diffusion_model.model.") | {"classifier.0.weight": torch.ones(3, 3)}
+    import_checkpoint(save(tmp_path / "a.pt", state), tmp_path / "b")
+    assert torch.equal(checkpoint.read(tmp_path / "b").network.stem.weight, network.stem.weight)
+    assert "classifier.0.weight" in capsys.readouterr().err
+
+
+class Hostile:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("where", ["config", "optimizer_state_dict", "model_state_dict"])
+def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, where, zipped):
+    trace, file = tmp_path / "it-ran", tmp_path / "hostile.pt"
+    torch.save(content() | {where: Hostile(trace)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(TedmError, match=r"hostile\.pt: refused: its pickle asks for posix\.mkdir"):
+        import_checkpoint(file, tmp_path / "b")
+    assert not trace.exists()
+    assert not (tmp_path / "b").exists()
+    pickle.loads(pickle.dumps(Hostile(trace)))  # it would have run
+    assert trace.exists()
+
+
+class SettingsWithPath(argparse.Namespace):
+    pass
+
+
+@pytest.mark.parametrize("value", [nn.Linear(2, 2), SettingsWithPath(a=1), Path("x")])
+def test_any_class_but_the_one_of_the_authors_is_refused(tmp_path, value):
+    torch.save(content() | {"config": value}, tmp_path / "a.pt")
+    with pytest.raises(TedmError, match="refused: its pickle asks for"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+def broken(name: str):
+    state = content()
+    tensors = state["model_state_dict"]
+    if name == "missing":
+        del tensors["model.mid_block1.block1.proj.weight"]
+    elif name == "foreign":
+        tensors["model.extra.weight"] = torch.ones(3)
+    elif name == "shape":
+        tensors["model.mid_block1.block1.proj.weight"] = torch.ones(64, 64, 1, 1)
+    elif name == "transposed":
+        tensors["model.time_mlp.1.weight"] = tensors["model.time_mlp.1.weight"].T.contiguous()
+    elif name == "nan":
+        tensors["model.mid_block1.block1.proj.weight"][0, 0, 0, 0] = torch.nan
+    elif name == "schedule":
+        tensors["sqrt_alphas_cumprod"] = torch.linspace(1, 0, 1000)
+    elif name == "size":
+        state["config"].img_size = 30
+    elif name == "no size":
+        del state["config"]
+    elif name == "not theirs":
+        state["model_state_dict"] = nn.Linear(2, 2).state_dict()
+    elif name == "two":
+        state["model_state_dict"] |= {"other." + k: v for k, v in tensors.items()}
+    elif name == "empty":
+        state = {"step": 3}
+    elif name == "list":
+        state = [1, 2]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", r"has no middle1\.block1\.conv\.weight \(1 missing, 0 foreign"),
+        ("foreign", r"has a tensor extra\.weight"),
+        (
+            "shape",
+            r"middle1\.block1\.conv\.weight has the shape \(64, 64, 1, 1\), expected \(64, 64, 3, 3\)",
+        ),
+        ("transposed", r"time\.0\.weight has the shape \(8, 32\), expected \(32, 8\)"),
+        ("nan", r"middle1\.block1\.conv\.weight has values that are not finite"),
+        ("schedule", "1000 timesteps is neither the cosine nor the linear"),
+        ("size", r"images of 30×30, but 4 levels need a multiple of 8"),
+        ("no size", "doesn't say which image size"),
+        ("not theirs", r"no tensor is called init_conv\.weight"),
+        ("two", "holds 2 UNets"),
+        ("empty", "has no model_state_dict"),
+        ("list", "holds a list"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(tmp_path, name, message):
+    torch.save(broken(name), tmp_path / "a.pt")
+    with pytest.raises(TedmError, match=message):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+    assert not (tmp_path / "b" / checkpoint.DIGEST).exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100, 50_000, 2_000_000])
+def test_a_truncated_checkpoint_is_refused(tmp_path, keep):
+    (tmp_path / "a.pt").write_bytes(AUTHORS.read_bytes()[:keep])
+    with pytest.raises(TedmError, match=r"a\.pt: .*truncated"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+def test_a_wrong_image_size_for_an_import_is_refused(tmp_path):
+    with pytest.raises(TedmError, match="trained on images of 32×32, not 64×64"):
+        import_checkpoint(AUTHORS, tmp_path / "b", image_size=64)
+
+
+# ── directories ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def copy(imported, tmp_path) -> Path:
+    return Path(shutil.copytree(imported, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 100_000])
+def test_truncated_weights_are_refused(copy, keep):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(TedmError, match=r"model\.safetensors: not a complete safetensors file"):
+        backbones.load(copy)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "digest.json"])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(TedmError, match=name.replace(".", r"\.")):
+        backbones.load(copy)
+
+
+def test_weights_of_another_training_are_noticed(copy):
+    other = UNet(8)
+    checkpoint.write(copy.parent / "other", other, checkpoint.read(copy).description)
+    shutil.copy(copy.parent / "other" / "model.safetensors", copy)
+    with pytest.raises(TedmError, match=r"digest\.json: does not belong to model\.safetensors"):
+        backbones.load(copy)
+
+
+def test_weights_of_another_architecture_are_named(copy):
+    description = json.loads((copy / "config.json").read_text())
+    description["architecture"]["width"] = 16
+    (copy / "config.json").write_text(json.dumps(description))
+    with pytest.raises(TedmError, match=r"model\.safetensors: .* has the shape .*, expected"):
+        backbones.load(copy)
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"architecture": {}}, {"image_shape": [1, 2]}])
+def test_a_description_that_tedm_did_not_write_is_refused(copy, change):
+    values = json.loads((copy / "config.json").read_text()) | change
+    (copy / "config.json").write_text(json.dumps(values))
+    with pytest.raises(TedmError, match=r"config\.json"):
+        backbones.load(copy)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 64, 64), (2, 3, 32, 32)])
+def test_images_of_another_shape_are_refused(imported, shape):
+    with pytest.raises(TedmError, match=r"takes \(N, 1, 32, 32\)"):
+        backbones.load(imported).features(torch.zeros(shape), 1, torch.zeros(shape), "trained")
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_a_timestep_outside_the_chain_is_refused(imported, timestep):
+    x = torch.zeros(1, 1, 32, 32)
+    with pytest.raises(TedmError, match=r"outside the backbone's 0 … 999"):
+        backbones.load(imported).features(x, timestep, x, "trained")
+
+
+def test_the_digest_depends_on_weights_and_architecture_only(tmp_path):
+    network = UNet(8, [1, 2])
+    arguments = {"image_shape": (1, 16, 16), "input_range": (-1.0, 1.0), "diffusion": DiffusionConfig()}
+    notes = {"data": {}, "training": {}}
+
+    def digest(name: str, **changes) -> str:
+        described = checkpoint.describe(network, **(arguments | notes | changes))
+        return checkpoint.write(tmp_path / name, network, described)
+
+    first = digest("a")
+    assert digest("b", training={"seconds": 3}) == first
+    assert digest("c", diffusion=DiffusionConfig(timesteps=500)) != first
+    assert digest("d", image_shape=(1, 32, 32)) != first
+    with torch.no_grad():
+        network.stem.bias[0] += 1e-3
+    assert digest("e") != first
+
+
+# ── training ────────────────────────────────────────────────────────────────────────────────────
+
+TINY = DDPMConfig(
+    type="ddpm", data="tiny", width=8, multipliers=[1, 2], samples=4, sampling_steps=3,
+    training=OptimizerConfig(steps=6, batch_size=4, validate_every=3, save_every=2, learning_rate=1e-3),
+)  # fmt: skip
+
+
+def write_data(path: Path, splits: list[str], subjects: list[str] | None = None, size: int = 16) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (len(splits), 1, size, size), np.uint8)
+    ids = [f"i{i}" for i in range(len(splits))]
+    prepared.write(
+        path, "Tiny", images, None, ids, subjects or ids, splits, ["lungs"], intensity_range=(0, 255),
+        synthetic=True, source="drawn", licence="", cite="",
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "tiny.h5", ["unlabelled"] * 20 + ["test"] * 3)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "ddpm"
+    train_backbone(data, TINY, 0, out)
+    return out
+
+
+def test_a_trained_backbone_has_its_files_and_loads(trained):
+    assert {p.name for p in trained.iterdir()} >= {
+        "model.safetensors", "config.json", "digest.json", "losses.csv", "samples.png", "state",
+    }  # fmt: skip
+    backbone = backbones.load(trained)
+    assert backbone.digest == json.loads((trained / "digest.json").read_text())["digest"]
+    description = json.loads((trained / "config.json").read_text())
+    assert description["data"]["synthetic"] is True
+    assert (description["data"]["images"], description["data"]["validation_images"]) == (18, 2)
+    assert description["training"]["best_step"] in (3, 6)
+    assert description["training"]["validation_loss"] > 0
+    assert (trained / "model.safetensors").stat().st_mode == (trained / "config.json").stat().st_mode
+
+
+def test_training_twice_gives_the_same_digest(trained, data, tmp_path):
+    train_backbone(data, TINY, 0, tmp_path / "again")
+    assert (tmp_path / "again/digest.json").read_text() == (trained / "digest.json").read_text()
+    train_backbone(data, TINY, 1, tmp_path / "seed")
+    assert (tmp_path / "seed/digest.json").read_text() != (trained / "digest.json").read_text()
+
+
+def test_batches_read_from_the_file_train_the_same_weights(trained, data, tmp_path, monkeypatch):
+    import tedm.diffusion.images
+
+    monkeypatch.setattr(tedm.diffusion.images.TrainingImages.__init__, "__defaults__", (0,))
+    train_backbone(data, TINY, 0, tmp_path / "again")
+    assert (tmp_path / "again/digest.json").read_text() == (trained / "digest.json").read_text()
+
+
+def test_micro_batches_see_the_images_timesteps_and_noise_of_the_whole_batch(trained, data, tmp_path):
+    parts = TINY.model_copy(update={"training": TINY.training.model_copy(update={"accumulate": 4})})
+    train_backbone(data, parts, 0, tmp_path / "parts")
+    logs = (trained / "losses.csv", tmp_path / "parts/losses.csv")
+    whole, parts = (np.loadtxt(log, delimiter=",", skiprows=1, usecols=1) for log in logs)
+    assert whole[0] == pytest.approx(parts[0], rel=1e-6)  # before any update
+    np.testing.assert_allclose(whole, parts, rtol=1e-2)
+
+
+def test_no_steps_give_random_weights_as_a_control(data, tmp_path):
+    control = TINY.model_copy(update={"training": TINY.training.model_copy(update={"steps": 0})})
+    train_backbone(data, control, 0, tmp_path / "random")
+    assert backbones.load(tmp_path / "random").layer_shapes["up1"] == (8, 16, 16)
+    assert not (tmp_path / "random/state").exists()
+
+
+@pytest.mark.parametrize("objective", ["image", "velocity"])
+def test_other_objectives_train_and_draw(data, tmp_path, objective):
+    diffusion = DiffusionConfig(
+        objective=objective, loss="l2", p2_gamma=0.5, schedule="linear", timesteps=20
+    )
+    train_backbone(data, TINY.model_copy(update={"diffusion": diffusion}), 0, tmp_path / "b")
+    assert backbones.load(tmp_path / "b").timesteps == 20
+
+
+@pytest.mark.parametrize(
+    ("splits", "subjects", "size", "message"),
+    [
+        (["unlabelled"], None, 16, "needs at least 2 subjects"),
+        (["unlabelled"] * 3, ["a", "a", "a"], 16, "3 images of 1 subjects"),
+        (["test"] * 3, None, 16, "0 images"),
+        (["train"] * 3, None, 15, r"images of 15×15, but 2 levels need a multiple of 2"),
+    ],
+)
+def test_data_that_cannot_train_a_backbone_are_refused(tmp_path, splits, subjects, size, message):
+    file = write_data(tmp_path / "d.h5", splits, subjects, size)
+    with pytest.raises(TedmError, match=message):
+        train_backbone(file, TINY, 0, tmp_path / "b")
+
+
+def test_slices_of_a_subject_are_not_split_between_training_and_validation(tmp_path):
+    from tedm.diffusion.train import split_rows
+
+    subjects = [f"s{i // 4}" for i in range(40)]
+    with prepared.PreparedSet(write_data(tmp_path / "d.h5", ["train"] * 40, subjects)) as opened:
+        for seed in range(5):
+            rows, kept = split_rows(opened, TINY, seed)
+            assert sorted(rows + kept) == list(range(40))
+            assert len(kept) == 4
+            assert not {subjects[r] for r in rows} & {subjects[r] for r in kept}

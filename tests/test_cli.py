@@ -1,0 +1,41 @@
+"""The command line: help without torch, one message for a mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def tedm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from tedm.cli import main; main()", *arguments], capture_output=True, text=True
+    )
+
+
+def test_help_and_import_load_no_torch() -> None:
+    code = (
+        "import sys, tedm, tedm.cli\n"
+        "from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(tedm.cli.app, ['--help']).exit_code == 0\n"
+        "assert not {'torch', 'zarr', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    assert python(code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "absent.yaml"], "error: absent.yaml: no such configuration file"),
+        (["train", "--spec", "{", "--data", "a.h5", "--out", "b"], "error: --spec: not valid JSON"),
+        (["prepare", "--spec", "[]", "--data", "a.h5", "--summary", "b"], "error: --spec: expected a JSON object"),
+    ],
+)
+def test_a_mistake_ends_in_one_message_and_status_1(arguments: list[str], message: str) -> None:
+    run = tedm(*arguments)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr

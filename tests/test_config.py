@@ -1,0 +1,114 @@
+"""Settings: what is accepted, and what an error says."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tedm import config
+from tedm.errors import TedmError
+
+PROJECT = Path(__file__).parents[1]
+VALID: dict[str, Any] = {
+    "title": "t",
+    "datasets": {
+        "cxr": {
+            "label": "C",
+            "source": {"type": "phantom", "site": "jsrt", "count": 9},
+            "split": {"train": 3, "val": 3, "test": 3},
+        }
+    },
+    "backbones": {"ddpm": {"type": "ddpm", "data": "cxr"}},
+    "heads": {"TEDM": {"type": "mlp", "combine": "share"}},
+    "evaluation": {"train_on": "cxr", "test_on": ["cxr"]},
+}
+
+
+def message_after(change: Callable[[dict[str, Any]], Any]) -> str:
+    values = copy.deepcopy(VALID)
+    change(values)
+    with pytest.raises(TedmError) as caught:
+        config.parse(values, "my.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", [PROJECT / "config.yaml", *sorted((PROJECT / "experiments").glob("*.yaml"))])
+def test_every_experiment_that_ships_is_valid(path: Path) -> None:
+    assert config.load(path).methods()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda v: v.update(sed=1), ["my.yaml: sed: unknown key", "did you mean seed?"]),
+        (lambda v: v.pop("evaluation"), ["evaluation: missing"]),
+        (lambda v: v["backbones"]["ddpm"].update(widht=8), ["backbones.ddpm.widht", "did you mean width?"]),
+        (lambda v: v["backbones"]["ddpm"].update(width=12), ["backbones.ddpm.width", "multiple of 8", "12"]),
+        (
+            lambda v: v["backbones"]["ddpm"].update(training={"stesp": 3}),
+            ["backbones.ddpm.training.stesp", "did you mean steps?"],
+        ),
+        (
+            lambda v: v["datasets"]["cxr"]["source"].update(cuont=3),
+            ["datasets.cxr.source.cuont", "did you mean count?"],
+        ),
+        (lambda v: v["datasets"]["cxr"]["source"].update(type="flder"), ["datasets.cxr.source", "'folder'"]),
+        (lambda v: v["datasets"]["cxr"].update(split={}), ["datasets.cxr.split", "train"]),
+        (lambda v: v["heads"]["TEDM"].update(timesteps=[1, 1000]), ["heads.TEDM.timesteps[1]", "0 … 999"]),
+        (lambda v: v["heads"]["TEDM"].update(timesteps=[1, 1]), ["heads.TEDM.timesteps", "twice"]),
+        (lambda v: v["heads"]["TEDM"].update(stpes=1), ["heads.TEDM.stpes", "did you mean steps?"]),
+        (lambda v: v["heads"]["TEDM"].update(steps=0), ["heads.TEDM.steps", "greater than or equal to 1"]),
+        (lambda v: v["heads"]["TEDM"].update(type="mpl"), ["heads.TEDM.type", "did you mean mlp?"]),
+        (lambda v: v["heads"]["TEDM"].update(layers=["up9"]), ["heads.TEDM.layers[0]", "up0"]),
+        (lambda v: v["heads"]["TEDM"].update(backbone="x"), ["heads.TEDM.backbone", "ddpm"]),
+        (lambda v: v["heads"]["TEDM"].update(readings={"a": [7]}), ["heads.TEDM.readings.a", "7"]),
+        (
+            lambda v: v["heads"]["TEDM"].update(combine="concat", readings={"a": [1]}),
+            ["heads.TEDM.readings", "concatenates"],
+        ),
+        (lambda v: v["heads"]["TEDM"].update(readings={"TEDM": [1]}), ["TEDM stands for two methods"]),
+        (lambda v: v["evaluation"].update(test_on=["b"]), ["evaluation.test_on[0]", "cxr"]),
+        (lambda v: v["evaluation"].update(train_sizes=[0]), ["evaluation.train_sizes[0]"]),
+        (lambda v: v["evaluation"].update(seeds=[1, 1]), ["evaluation.seeds", "twice"]),
+        (lambda v: v.update(image={"size": 36}), ["image.size", "multiple of 8", "backbones.ddpm"]),
+        (lambda v: v["backbones"].update({"a/b": {}}), ["backbones"]),
+    ],
+)
+def test_an_error_names_the_yaml_path_and_what_is_allowed(
+    change: Callable[[dict[str, Any]], Any], parts: list[str]
+) -> None:
+    message = message_after(change)
+    for part in parts:
+        assert part in message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["sed"] = 1
+        values["backbones"]["ddpm"]["width"] = 7
+
+    assert len(message_after(change).splitlines()) == 2
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TedmError, match="absent.yaml"):
+        config.load(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(TedmError, match="broken.yaml: not valid YAML"):
+        config.load(broken)
+
+
+def test_methods_are_baselines_heads_and_readings_in_the_order_of_the_file() -> None:
+    values = copy.deepcopy(VALID)
+    values["baselines"] = {"Supervised": {}}
+    values["heads"]["TEDM"]["readings"] = {"TEDM t=1": [1]}
+    assert config.parse(values).methods() == ["Supervised", "TEDM", "TEDM t=1"]
+
+
+def test_schema_accepts_the_demo() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(yaml.safe_load((PROJECT / "config.yaml").read_text()), config.json_schema())
