@@ -18,6 +18,7 @@ from tiny_backbone import backbone, data_set, hooked_features
 
 from tedm.config import FeaturesConfig
 from tedm.errors import TedmError
+from tedm.features import check
 from tedm.features import store as layout
 from tedm.features.extract import extract
 from tedm.features.reader import FeatureStore
@@ -178,8 +179,8 @@ SCRIPT = textwrap.dedent(
     model = backbone()
     print("ready", flush=True)
     sys.stdin.readline()
-    manifest = folder / "killed.t0050.json"
-    extract(model, folder / "tiny.h5", folder / "killed.zarr", manifest, 50, settings, 0)
+    manifest = folder / "shared.t0050.json"
+    extract(model, folder / "tiny.h5", folder / "shared.zarr", manifest, 50, settings, 0)
     """
 )
 
@@ -212,13 +213,12 @@ def go(process):
 def test_two_processes_at_the_same_array_do_not_corrupt_it(tmp_path, data):
     settings = changed(images_per_shard=1)
     reference = files_of(run(tmp_path, data, settings, name="reference"))
-    processes = [start(tmp_path, settings) for _ in range(2)]
-    for process in processes:
-        go(process)
-    for process in processes:
-        process.communicate(timeout=60)
-        assert process.returncode == 0
-    assert files_of(tmp_path / "killed.zarr") == reference
+    process = start(tmp_path, settings)
+    go(process)
+    run(tmp_path, data, settings, name="shared")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert files_of(tmp_path / "shared.zarr") == reference
 
 
 def test_a_job_for_all_images_is_refused_while_a_block_of_them_is_extracted(tmp_path, data):
@@ -238,21 +238,20 @@ def test_killed_at_random_moments_it_resumes_and_ends_with_the_same_files(tmp_pa
     rng = random.Random(0)
     kept_before = 0
     kills = 0
-    for _ in range(4):
-        process = start(tmp_path, settings)
+    for process in [start(tmp_path, settings) for _ in range(3)]:
         go(process)
         time.sleep(rng.uniform(0.05, 0.5))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.communicate()
-        digests = layout.Record(layout.Location(tmp_path / "killed.zarr"), T).read()
+        digests = layout.Record(layout.Location(tmp_path / "shared.zarr"), T).read()
         kept = sum(d is not None for d in digests.get("t0050/up0", []))
         assert kept >= kept_before
         kept_before = kept
     assert kills
-    run(tmp_path, data, settings, name="killed")
-    assert files_of(tmp_path / "killed.zarr") == reference
+    run(tmp_path, data, settings, name="shared")
+    assert files_of(tmp_path / "shared.zarr") == reference
 
 
 def test_shards_that_are_there_are_not_computed_again(tmp_path, data):
@@ -275,7 +274,7 @@ def test_shards_that_are_there_are_not_computed_again(tmp_path, data):
 def test_a_last_shard_that_lost_its_end_is_computed_again(tmp_path, data):
     store = run(tmp_path, data)
     expected = files_of(store)
-    shard = store / "t0050" / "up1" / "c" / "2" / "0" / "0" / "0"
+    shard = store / "t0050" / "up1" / "c.2.0.0.0"
     os.truncate(shard, 100)
     run(tmp_path, data)
     assert files_of(store) == expected
@@ -284,7 +283,7 @@ def test_a_last_shard_that_lost_its_end_is_computed_again(tmp_path, data):
 def test_litter_of_killed_writers_is_cleared(tmp_path, data):
     store = run(tmp_path, data)
     expected = files_of(store)
-    (store / "t0050" / "up0" / "c" / "1" / "0" / "0" / "0.5f2d.partial").write_bytes(b"half")
+    (store / "t0050" / "up0" / ".c.1.0.0.0.123.partial").write_bytes(b"half")
     run(tmp_path, data)
     assert files_of(store) == expected
 
@@ -345,28 +344,44 @@ def test_values_that_float16_cannot_hold_are_refused_with_the_setting_that_can(t
 def test_a_refusing_disk_ends_in_one_clear_line_and_keeps_what_was_complete(
     tmp_path, data, monkeypatch, refusal
 ):
-    from zarr.storage import _local
-
     expected = files_of(run(tmp_path, data, name="expected"))
-    plain = _local._put
-    writes = []
+    plain = Path.replace
 
-    def full(path, *args, **kwargs):
-        if "/c/2" in str(path):
-            writes.append(path)
+    def full(path, target):
+        if Path(target).name.startswith("c.2."):
             raise OSError(refusal, os.strerror(refusal), str(path))
-        return plain(path, *args, **kwargs)
+        return plain(path, target)
 
-    monkeypatch.setattr(_local, "_put", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(TedmError, match=r"full|permission"):
         run(tmp_path, data)
-    assert writes
     monkeypatch.undo()
     digests = layout.Record(layout.Location(tmp_path / "tiny.zarr"), T).read()
     assert [d is not None for d in digests["t0050/up0"]] == [True, True, False]
     with pytest.raises(TedmError, match="2 of 3 shards"):
         FeatureStore.open(tmp_path / "tiny.zarr").read([0], T)
     assert files_of(run(tmp_path, data)) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_full_disk_leaves_a_store_that_verifies_and_goes_on_once_there_is_space(tmp_path, data):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        settings = changed(images_per_shard=1)
+        filler = small / "filler"
+        filler.write_bytes(bytes(100_000))
+        with pytest.raises(TedmError, match="disk is full"):
+            run(small, data, settings)
+        assert {problem.kind for problem in check.verify(small / "tiny.zarr")} == {"unfinished"}
+        filler.unlink()
+        run(small, data, settings)
+        assert check.verify(small / "tiny.zarr") == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_the_manifest_says_what_is_there(tmp_path, data):

@@ -26,7 +26,10 @@ def draw(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 def test_forward_equals_torch_interpolate(source, target, mode, seed):
     x = draw((2, 3, *source), seed)
     torch.testing.assert_close(
-        Resize(source, target, mode, torch.float64).forward(x), interpolate(x, target, mode), rtol=0, atol=1e-12
+        Resize(source, target, mode, torch.float64).forward(x),
+        interpolate(x, target, mode),
+        rtol=0,
+        atol=1e-12,
     )
 
 

@@ -18,13 +18,17 @@ from tedm.heads.design import Design, PixelDesign
 TIMESTEPS = (1, 50)
 
 
-def draw_features(n: int, shapes: dict[str, tuple[int, int, int]], size: tuple[int, int], seed: int) -> ArrayFeatures:
+def draw_features(
+    n: int, shapes: dict[str, tuple[int, int, int]], size: tuple[int, int], seed: int
+) -> ArrayFeatures:
     """Correlated channels with offsets and scales of their own, as a network's are."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for t in TIMESTEPS:
         for layer, (c, h, w) in shapes.items():
-            mixed = np.einsum("ck,nkhw->nchw", rng.standard_normal((c, 4)), rng.standard_normal((n, 4, h, w)))
+            mixed = np.einsum(
+                "ck,nkhw->nchw", rng.standard_normal((c, 4)), rng.standard_normal((n, 4, h, w))
+            )
             z = mixed + 0.3 * rng.standard_normal((n, c, h, w)) + 3 * rng.standard_normal((c, 1, 1))
             arrays[t, layer] = (z * rng.uniform(0.1, 10, (c, 1, 1))).astype(np.float32)
     return ArrayFeatures(arrays, size)
@@ -34,7 +38,9 @@ def upsampled(features: ArrayFeatures, rows, timestep: int, mode: str) -> np.nda
     """What the head never builds: (n, C, H, W) of all layers, float64."""
     extra = {"align_corners": False} if mode == "bilinear" else {}
     layers = features.read(rows, timestep).values()
-    resized = [F.interpolate(torch.from_numpy(z).double(), features.image_size, mode=mode, **extra) for z in layers]
+    resized = [
+        F.interpolate(torch.from_numpy(z).double(), features.image_size, mode=mode, **extra) for z in layers
+    ]
     return torch.cat(resized, 1).numpy()
 
 
@@ -47,7 +53,9 @@ def draw_masks(features: ArrayFeatures, classes: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     x = pixels(upsampled(features, range(len(features)), TIMESTEPS[0], "bilinear"))
     x = (x - x.mean(0)) / x.std(0)
-    score = x @ rng.standard_normal((x.shape[1], classes + 1)) + 2 * rng.standard_normal((len(x), classes + 1))
+    score = x @ rng.standard_normal((x.shape[1], classes + 1)) + 2 * rng.standard_normal(
+        (len(x), classes + 1)
+    )
     label = score.argmax(1).reshape(len(features), *features.image_size)
     return np.stack([label == k for k in range(1, classes + 1)], 1).astype(np.uint8)
 
@@ -85,7 +93,9 @@ def test_ridge_reaches_the_optimum_of_scikit_learn(mode, classes, standardise, t
         truth = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(x, label)
         p = truth.predict_proba(x)[:, 1:].reshape(6, 8, 8, classes)
         np.testing.assert_allclose(np.moveaxis(predicted[s], 1, -1), p, rtol=0, atol=1e-3)
-        solution = solve_again(features, rows, timestep, mode, standardise, label.reshape(6, 8, 8), classes, C)
+        solution = solve_again(
+            features, rows, timestep, mode, standardise, label.reshape(6, 8, 8), classes, C
+        )
         ours = penalised_loss(x, label, solution.weights[:-1].T.numpy(), solution.weights[-1].numpy(), C)
         theirs = penalised_loss(x, label, truth.coef_, truth.intercept_, C)
         assert ours <= theirs * (1 + 1e-6)
@@ -151,7 +161,9 @@ def test_where_features_are_kept_does_not_change_a_single_bit(tmp_path):
     for memory in (0, 5 * 300 * 4, 2**30):
         head = create("ridge", {}, TIMESTEPS, None, seed=0)
         head.memory = memory
-        states.append(head.fit(features, masks, range(5), [], masks[:0], workdir=tmp_path / str(memory)).state())
+        states.append(
+            head.fit(features, masks, range(5), [], masks[:0], workdir=tmp_path / str(memory)).state()
+        )
     for other in states[1:]:
         for name, array in states[0].items():
             np.testing.assert_array_equal(array, other[name])
@@ -162,7 +174,9 @@ def test_a_killed_fit_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path, 
     masks = draw_masks(features, 1, seed=4)
 
     def fit(workdir):
-        return create("ridge", {}, TIMESTEPS, None, 0).fit(features, masks, range(4), [], masks[:0], workdir=workdir)
+        return create("ridge", {}, TIMESTEPS, None, 0).fit(
+            features, masks, range(4), [], masks[:0], workdir=workdir
+        )
 
     undisturbed = fit(tmp_path / "a").state()
     solve, calls = ridge_module.solve, []
@@ -185,7 +199,9 @@ def test_a_killed_fit_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path, 
 def test_a_finished_timestep_of_other_data_is_solved_again(tmp_path):
     features = draw_features(4, SHAPES, (8, 8), seed=5)
     masks = draw_masks(features, 1, seed=5)
-    first = create("ridge", {}, TIMESTEPS, None, 0).fit(features, masks, range(4), [], masks[:0], workdir=tmp_path)
+    first = create("ridge", {}, TIMESTEPS, None, 0).fit(
+        features, masks, range(4), [], masks[:0], workdir=tmp_path
+    )
     other = create("ridge", {}, TIMESTEPS, None, 0).fit(
         features, 1 - masks, range(4), [], masks[:0], workdir=tmp_path
     )
@@ -196,7 +212,9 @@ def test_a_finished_timestep_of_other_data_is_solved_again(tmp_path):
 def test_the_vote_is_the_mean_over_the_chosen_timesteps(tmp_path):
     features = draw_features(4, SHAPES, (8, 8), seed=6)
     masks = draw_masks(features, 1, seed=6)
-    head = create("ridge", {}, TIMESTEPS, None, 0).fit(features, masks, range(4), [], masks[:0], workdir=tmp_path)
+    head = create("ridge", {}, TIMESTEPS, None, 0).fit(
+        features, masks, range(4), [], masks[:0], workdir=tmp_path
+    )
     steps = head.predict_steps(features, [2, 0])
     assert steps.shape == (2, 2, 1, 8, 8)
     np.testing.assert_allclose(head.predict_proba(features, [2, 0]), steps.mean(0), rtol=1e-6)
@@ -214,14 +232,18 @@ def test_a_saved_head_predicts_the_same(standardise, tmp_path):
     head.save(tmp_path / "head.safetensors", classes=["heart", "lungs"], backbone_digest="abc")
     loaded = load(tmp_path / "head.safetensors")
     assert (loaded.class_names, loaded.backbone_digest) == (("heart", "lungs"), "abc")
-    np.testing.assert_array_equal(loaded.predict_steps(features, range(4)), head.predict_steps(features, range(4)))
+    np.testing.assert_array_equal(
+        loaded.predict_steps(features, range(4)), head.predict_steps(features, range(4))
+    )
 
 
 def test_a_class_that_training_lacks_has_probability_zero(tmp_path, capsys):
     features = draw_features(4, SHAPES, (8, 8), seed=9)
     masks = draw_masks(features, 3, seed=9)
     masks[:, 1] = 0
-    head = create("ridge", {}, TIMESTEPS, None, 0).fit(features, masks, range(4), [], masks[:0], workdir=tmp_path)
+    head = create("ridge", {}, TIMESTEPS, None, 0).fit(
+        features, masks, range(4), [], masks[:0], workdir=tmp_path
+    )
     assert "class 1 is absent" in capsys.readouterr().err
     p = head.predict_proba(features, range(4))
     assert (p[:, 1] == 0).all()
@@ -232,7 +254,9 @@ def test_a_class_that_training_lacks_has_probability_zero(tmp_path, capsys):
 def test_masks_of_one_class_only_give_a_constant_head(value, tmp_path):
     features = draw_features(2, SHAPES, (8, 8), seed=9)
     masks = np.full((2, 1, 8, 8), value, np.uint8)
-    head = create("ridge", {}, TIMESTEPS, None, 0).fit(features, masks, range(2), [], masks[:0], workdir=tmp_path)
+    head = create("ridge", {}, TIMESTEPS, None, 0).fit(
+        features, masks, range(2), [], masks[:0], workdir=tmp_path
+    )
     assert (head.predict_proba(features, range(2)) == value).all()
 
 
@@ -240,5 +264,7 @@ def test_two_of_three_classes_present_give_complementary_probabilities(tmp_path)
     features = draw_features(4, SHAPES, (8, 8), seed=10)
     first = draw_masks(features, 1, seed=10)
     masks = np.concatenate([first, 1 - first], 1)  # no background
-    head = create("ridge", {}, TIMESTEPS, None, 0).fit(features, masks, range(4), [], masks[:0], workdir=tmp_path)
+    head = create("ridge", {}, TIMESTEPS, None, 0).fit(
+        features, masks, range(4), [], masks[:0], workdir=tmp_path
+    )
     np.testing.assert_allclose(head.predict_proba(features, range(4)).sum(1), 1, atol=1e-6)

@@ -5,6 +5,7 @@ import itertools
 import math
 import multiprocessing as mp
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_the_average_is_the_recursion_with_a_faster_start(tmp_path):
     settings = OptimizerConfig(steps=30, batch_size=1, learning_rate=0.1, ema=0.8)
     training.train(
         module, lambda s, m: (module.w - 1).square(), settings, tmp_path, "ema",
-        on_step=lambda _: seen.append(float(module.w)),
+        on_step=lambda _: seen.append(module.w.item()),
     )  # fmt: skip
     average = 0.0
     for step, w in enumerate(seen, 1):
@@ -315,3 +316,25 @@ def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
     _, exact = run(tmp_path / "a")
     _, rough = run(tmp_path / "b", SETTINGS.model_copy(update={"precision": "bfloat16"}))
     assert rough.best_validation == pytest.approx(exact.best_validation, rel=0.1)
+
+
+@pytest.mark.slow  # the compiler takes its time
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiling_compiles_while_it_trains_and_changes_little(tmp_path):
+    from torch._dynamo.utils import counters
+
+    _, plain = run(tmp_path / "a")
+    counters.clear()
+    module, compiled = run(tmp_path / "b", SETTINGS.model_copy(update={"compile": True}))
+    assert counters["stats"]["unique_graphs"] > 0
+    assert compiled.best_validation == pytest.approx(plain.best_validation, rel=1e-3)
+    assert "forward" not in vars(module)
+
+
+def test_without_a_compiler_training_goes_on_with_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    plain, _ = run(tmp_path / "a")
+    eager, _ = run(tmp_path / "b", SETTINGS.model_copy(update={"compile": True}))
+    assert as_bytes(plain) == as_bytes(eager)
+    assert "no C++ compiler" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tedm import config
+from tedm import config, memory
 from tedm.errors import TedmError
 
 app = typer.Typer(
@@ -254,6 +254,7 @@ def _settings(spec: str) -> dict[str, Any]:
 
 def _limit_threads(threads: int) -> None:
     """Use so many cores; before torch or a BLAS is loaded, since they read this once."""
+    memory.keep_freed()
     allowed = min(threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(allowed)

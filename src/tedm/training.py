@@ -500,11 +500,12 @@ def _compiled(module: nn.Module, settings: OptimizerConfig) -> Iterator[None]:
     if not wanted:
         yield
         return
-    module.compile()
+    # Not module.compile(): torch 2.13 then goes on eagerly without a word.
+    module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        module._compiled_call_impl = None  # module.compile() has no public inverse
+        del module.forward
 
 
 @contextlib.contextmanager

@@ -118,9 +118,10 @@ class LinearAttention(nn.Module):
         tokens = self.norm(to_tokens(x))
         n, pixels, channels = tokens.shape
         w_q, w_k, w_v = self.qkv.weight.split(HIDDEN)
-        # Keys are made pixels-last, so that each softmax runs over contiguous memory.
+        # Keys are made pixels-last, so that each softmax runs over contiguous memory; by bmm, because
+        # matmul would compute them pixels-first and then copy.
         q = F.linear(tokens, w_q).view(n, pixels, ATTENTION_HEADS, HEAD_CHANNELS).softmax(dim=3)
-        k = torch.matmul(w_k, tokens.transpose(1, 2)).softmax(dim=2)
+        k = torch.bmm(w_k.expand(n, -1, -1), tokens.transpose(1, 2)).softmax(dim=2)
         scale = HEAD_CHANNELS**-0.5 / pixels
         if channels >= HIDDEN:
             k = k.view(n, ATTENTION_HEADS, HEAD_CHANNELS, pixels)

@@ -117,9 +117,9 @@ def _unpickled(file: Path) -> dict[str, Any]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
             raise TedmError(
-                f"{file}: refused: its pickle asks for {named[1]}, which a file of weights has no use"
-                " for and which could run a stranger's code; nothing of it was run. If you trust it, load it with the"
-                " program that wrote it and save model_state_dict alone"
+                f"{file}: refused: its pickle asks for {named[1]}, which weights have no use for and"
+                " which could run a stranger's code; nothing of it was run. If you trust it, load it with"
+                " the program that wrote it and save model_state_dict alone"
             ) from None
         raise TedmError(f"{file}: not a checkpoint of the authors' code, or truncated") from None
     except BROKEN as error:
@@ -146,7 +146,7 @@ def _parts(content: Mapping[str, Any], file: Path) -> tuple[dict[str, Tensor], d
 
 
 def _prefix(tensors: Mapping[str, Tensor], file: Path) -> str:
-    """What stands before the UNet's names: `model.` in a diffusion model, more in a model that holds one."""
+    """What stands before the UNet's names: `model.` in a diffusion model, more where that is a part."""
     marker = "init_conv.weight"
     found = sorted({k.removesuffix(marker) for k in tensors if k.endswith(marker)}, key=len)
     if not found:

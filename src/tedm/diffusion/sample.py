@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from tedm import files
+from tedm.diffusion import checkpoint
 from tedm.diffusion.objective import Objective, image_and_noise
 from tedm.diffusion.schedule import Schedule, per_image
 from tedm.errors import TedmError
+from tedm.progress import stage
 from tedm.training import torch_generator
 
 GAP = 2  # pixels between images of a grid
+COLUMNS = 8  # timesteps that the figure of the process shows
+ROWS = 2  # images that it shows
 PAPER = 255  # grey level of the gap
 
 
@@ -147,6 +151,88 @@ def draw(
         images = moment.following
     low, high = input_range
     return (images - low) / (high - low)
+
+
+def sample_backbone(
+    directory: Path,
+    out: Path,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    sampler: Literal["ddim", "ddpm"] = "ddim",
+    steps: int = 50,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Draw images from a backbone: samples.png, a grid, and process.png, x_t and predicted x_0 along t.
+
+    Args:
+        directory: of the backbone.
+        out: directory to write.
+        count: images.
+        seed: of the noise; image i of a seed is the same in any number of images.
+        sampler: "ddim" is deterministic and takes `steps` steps; "ddpm" takes all T, with fresh noise.
+        steps: of DDIM.
+        device: that draws.
+
+    Raises:
+        TedmError: the directory is not a whole backbone, or steps is more than its timesteps.
+    """
+    if count < 1:
+        raise TedmError(f"count: {count} images can't be drawn; ask for 1 or more")
+    network, description, _ = checkpoint.read(directory)
+    process = description.diffusion
+    if process is None:
+        raise TedmError(f"{directory}: a network without a diffusion process; nothing to sample from")
+    network = network.to(device)
+    schedule = Schedule(process.timesteps, process.schedule, device)
+    x, limits = start(count, description.image_shape, seed, device), description.input_range
+    if sampler == "ddim":
+        moments = ddim(network, schedule, process.objective, x, steps, limits)
+    else:
+        moments = ddpm(network, schedule, process.objective, x, seed, limits)
+    total = steps if sampler == "ddim" else process.timesteps
+    columns = set(np.linspace(0, total - 1, min(total, COLUMNS)).round().astype(int).tolist())
+    shown = []
+    with stage(f"sampling {directory.name}", total, "steps") as progress:
+        for i, moment in enumerate(moments):
+            x = moment.following
+            if i in columns:
+                shown.append(_few(moment))
+            progress.advance()
+    low, high = limits
+    images = ((x - low) / (high - low)).cpu().numpy()
+    _write_png(out / "samples.png", grid(images, math.ceil(math.sqrt(count))))
+    write_process(out / "process.png", shown, limits)
+
+
+def _few(moment: Moment) -> Moment:
+    """The images of a moment that the figure shows."""
+    x_t, x0, following = (v[:ROWS].cpu() for v in (moment.x_t, moment.x0, moment.following))
+    return Moment(moment.timestep, x_t, x0, following)
+
+
+def write_process(path: Path, moments: Sequence[Moment], input_range: tuple[float, float]) -> None:
+    """Draw one column per moment: for each image x_t above, and below it the x_0 predicted from it."""
+    # Figure, not pyplot, which keeps figures and may look for a display.
+    from matplotlib.figure import Figure
+
+    low, high = input_range
+    rows = 2 * len(moments[0].x_t)
+    figure = Figure(figsize=(1.3 * len(moments) + 0.4, 1.3 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, len(moments), squeeze=False)
+    for column, moment in enumerate(moments):
+        axes[0, column].set_title(f"t = {moment.timestep}", fontsize=8)
+        for i in range(rows):
+            values, name = (moment.x_t, "$x_t$") if i % 2 == 0 else (moment.x0, "predicted $x_0$")
+            pixels = ((values[i // 2] - low) / (high - low)).clamp(0, 1).numpy()
+            shown = np.moveaxis(pixels, 0, 2) if len(pixels) == 3 else pixels[0]
+            axes[i, column].imshow(shown, cmap="gray", vmin=0, vmax=1)
+            axes[i, column].set_xticks([])
+            axes[i, column].set_yticks([])
+            if column == 0:
+                axes[i, column].set_ylabel(name, fontsize=8)
+    with files.whole(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def grid(images: npt.NDArray[np.float32], columns: int) -> npt.NDArray[np.uint8]:

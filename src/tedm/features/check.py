@@ -11,6 +11,7 @@ import numpy as np
 from tedm.config import Experiment, FeaturesConfig
 from tedm.errors import TedmError
 from tedm.features import store as layout
+from tedm.features.shards import DamageError
 from tedm.features.store import ArrayInfo, Key, Location, Record, RootInfo
 
 if TYPE_CHECKING:
@@ -185,9 +186,8 @@ def verify(
     done = 0
     for array in arrays:
         problems += _litter(location, array)
-        opened = layout.open_array(location, array.key)
         for shard, recorded in enumerate(_recorded(location, array)):
-            problem = _shard_problem(location, root, array, opened, shard, recorded)
+            problem = _shard_problem(location, root, array, shard, recorded)
             if problem is not None:
                 problems.append(problem)
             done += 1
@@ -205,7 +205,7 @@ def _absent(
     for timestep in layout.list_timesteps(location) if everything else []:
         try:
             record = Record(location, timestep).read()
-            claimed |= {key: "the record of finished shards has it, but it is gone" for key in record}
+            claimed |= dict.fromkeys(record, "the record of finished shards has it, but it is gone")
         except TedmError as error:
             yield Problem(f"t{timestep:04d}", "damaged", None, (), str(error))
     for key, note in claimed.items():
@@ -215,25 +215,25 @@ def _absent(
 
 def _litter(location: Location, array: ArrayInfo) -> Iterator[Problem]:
     """Files below an array that are no part of it."""
-    own = {"zarr.json", *(f"c/{shard}/0/0/0" for shard in range(array.shards))}
+    own = {"zarr.json", *(layout.shard_name(shard) for shard in range(array.shards))}
     for name in sorted(set(location.sizes(str(array.key))) - own):
         yield Problem(str(array.key), "litter", None, (), f"{name} is no part of the array")
 
 
 def _shard_problem(
-    location: Location, root: RootInfo, array: ArrayInfo, opened: Any, shard: int, recorded: str | None
+    location: Location, root: RootInfo, array: ArrayInfo, shard: int, recorded: str | None
 ) -> Problem | None:
     key, rows = str(array.key), array.rows(shard)
-    there = location.has(f"{key}/c/{shard}/0/0/0")
+    there = location.has(f"{key}/{layout.shard_name(shard)}")
     if recorded is None:
         note = f"shard {shard} of {array.shards} is not finished"
         return Problem(key, "unfinished", shard, root.ids[rows.start : rows.stop], note)
     if not there:
-        note = f"the file {key}/c/{shard}/0/0/0 is gone or empty"
+        note = f"the file {key}/{layout.shard_name(shard)} is gone or empty"
         return Problem(key, "missing", shard, root.ids[rows.start : rows.stop], note)
-    digest = layout.digest_shard(opened, array, shard)
+    digest = layout.digest_shard(location, array, shard)
     if digest is None:
-        bad = tuple(root.ids[row] for row in rows if not _readable(opened, array, row))
+        bad = tuple(root.ids[row] for row in rows if not _readable(location, array, row))
         return Problem(key, "damaged", shard, bad, f"{len(bad)} of {len(rows)} images cannot be read")
     if digest != recorded:
         note = "it can be read, but its values are not those that were written"
@@ -241,10 +241,11 @@ def _shard_problem(
     return None
 
 
-def _readable(opened: Any, array: ArrayInfo, row: int) -> bool:
+def _readable(location: Location, array: ArrayInfo, row: int) -> bool:
+    out = np.empty((1, *array.shape[1:]), array.origin.dtype)
     try:
-        layout.read_into(opened, row, np.empty((1, *array.shape[1:]), array.origin.dtype))
-    except Exception:  # every codec has errors of its own
+        layout.read_rows(location, array, np.array([row]), out)
+    except DamageError:
         return False
     return True
 
@@ -312,17 +313,26 @@ def manifest_of(location: Location, timestep: int) -> Path:
 def _settings(
     location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]
 ) -> FeaturesConfig:
-    """Settings with which a timestep was extracted, from what is still sound."""
-    attributes = location.attributes(f"t{timestep:04d}") or {}
-    stated = attributes.get("settings", {})
-    keys = [Key.parse(problem.key) for problem in problems if "/" in problem.key]
-    keys += [key for key in layout.list_keys(location) if key.timestep == timestep]
+    """Settings with which a timestep was extracted, from what is still sound, in it or beside it."""
+    settings: dict[str, Any] = {}
+    for t in sorted(layout.list_timesteps(location), key=lambda t: t == timestep):
+        attributes = location.attributes(f"t{t:04d}") or {}
+        stated = attributes.get("settings")
+        settings |= stated if isinstance(stated, dict) else {}
+    wrong = {problem.key for problem in problems}
+    keys = [key for key in layout.list_keys(location) if key.timestep == timestep]
+    for key in sorted(keys, key=lambda key: str(key) not in wrong):
+        array, state, _ = _judged(location, root, key)
+        if array is not None and state == "complete":
+            settings |= {"images_per_shard": array.images_per_shard, "codec": array.codec}
+    keys += [Key.parse(key) for key in wrong if "/" in key]
     layers = {key.layer for key in keys}
+    stated = {k: v for k, v in asdict(root.origin).items() if k in FeaturesConfig.model_fields}
     try:
         return FeaturesConfig.model_validate(
             {
-                **(stated if isinstance(stated, dict) else {}),
-                **{k: v for k, v in asdict(root.origin).items() if k in FeaturesConfig.model_fields},
+                **settings,
+                **stated,
                 "layers": [layer for layer in root.layers if layer in layers] or None,
                 "draws": 1 + max((key.draw for key in keys), default=0),
             }

@@ -21,6 +21,7 @@ from tedm.config import FeaturesConfig
 from tedm.data.prepared import PreparedSet
 from tedm.digests import digest_of
 from tedm.errors import TedmError
+from tedm.features import shards
 from tedm.features import store as layout
 from tedm.features.rounding import keep_bits
 from tedm.features.store import ArrayInfo, Key, Location, Origin, Record
@@ -163,7 +164,7 @@ def _write_root(location: Location, images: PreparedSet, backbone: Backbone, ori
             "units": "1 (activations of the backbone's decoder, before upsampling)",
             "resize": "to image_shape: bilinear, align_corners=False (torch.nn.functional.interpolate)",
             "noise": f"standard normal, Philox: tedm.seeds.generator(noise_seed, 'noise', {noise}, draw)",
-            "made_with": {name: version(name) for name in ("torch", "numpy", "zarr")},
+            "made_with": {name: version(name) for name in ("torch", "numpy", "numcodecs")},
             **asdict(origin),
         }
         layout.write_root(location, attributes)
@@ -206,9 +207,7 @@ class _Job:
         self.record.write(digests, {**sizes, "codec": settings.codec})
         for info in stale:
             self.location.remove(str(info.key))
-            layout.create_array(
-                self.location, info.key, info.shape, info.origin, info.images_per_shard, info.codec
-            )
+            layout.create_array(self.location, info)
         self.digests = digests
         self._distrust()
 
@@ -221,17 +220,18 @@ class _Job:
     def _distrust(self) -> None:
         """Forget own shards that are not whole, and clear what killed writers left."""
         changed = False
+        for path in ("", *self.plan[-1].key.groups):
+            self.location.clear_litter(f"{path}/zarr.json".lstrip("/"))
         for info in self.plan:
             recorded = self.digests[str(info.key)]
-            array = layout.open_array(self.location, info.key)
             vouched = [shard for shard in self.shards if recorded[shard] is not None]
             for shard in self.shards:
-                self.location.clear_litter(f"{info.key}/c/{shard}")
+                self.location.clear_litter(f"{info.key}/{layout.shard_name(shard)}")
             for shard in vouched:
-                file = f"{info.key}/c/{shard}/0/0/0"
-                # A power cut may have caught the last one; the others have been on the disk for long.
-                whole = self.location.has(file) and (
-                    shard != vouched[-1] or layout.digest_shard(array, info, shard) == recorded[shard]
+                # The last one is read: a power cut may have caught it. The others are older.
+                whole = self.location.has(f"{info.key}/{layout.shard_name(shard)}") and (
+                    shard != vouched[-1]
+                    or layout.digest_shard(self.location, info, shard) == recorded[shard]
                 )
                 if not whole:
                     recorded[shard] = None
@@ -273,9 +273,7 @@ class _Job:
                 "timestep": timestep,
                 "images": first.shape[0],
                 "images_per_shard": first.images_per_shard,
-                "codec": first.codec,
                 "draws": settings.draws,
-                "batch_size": settings.batch_size,
                 **asdict(first.origin),
                 "arrays": {
                     str(info.key): {"shape": info.shape, "digest": digest_of(digests[str(info.key)])}
@@ -322,7 +320,6 @@ class _Run:
         # Depends on the number of images alone, so that no interruption or block changes a bit.
         passes = -(-len(images) // settings.batch_size)
         self.batch = -(-len(images) // passes)
-        self.arrays = {info.key: layout.open_array(job.location, info.key, write=True) for info in job.plan}
         self._alone = threading.Lock()
 
     def compute(self, backbone: Backbone) -> None:
@@ -379,9 +376,8 @@ class _Run:
         for info in shard.infos:
             rounded = keep_bits(values[info.key.layer], self.origin.keep_bits)
             self._check_finite(info.key, shard, rounded)
-            # A shard that is there already would be read and merged.
-            self.job.location.remove(f"{info.key}/c/{shard.number}")
-            self.arrays[info.key][shard.rows.start : shard.rows.stop] = rounded
+            file = self.job.location.inside(f"{info.key}/{layout.shard_name(shard.number)}")
+            shards.write(file, rounded, info.images_per_shard, info.codec)
             digests[str(info.key)] = layout.digest_values(rounded)
         self.job.vouch(shard.number, digests)
         with self._alone:

@@ -4,7 +4,6 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from tedm.errors import TedmError
 from tedm.features import store as layout
+from tedm.features.shards import DamageError
 from tedm.features.store import ArrayInfo, Key, Location, Record
 
 Array = npt.NDArray[Any]
@@ -92,8 +92,6 @@ class FeatureStore:
         kept = {key.layer for key in self._infos}
         self.layer_shapes = {layer: shape for layer, shape in root.layers.items() if layer in kept}
         self.timesteps = tuple(sorted({key.timestep for key in self._infos}))
-        self._arrays: dict[Key, Any] = {}
-        self._opening = threading.Lock()
 
     @classmethod
     def open(
@@ -219,27 +217,13 @@ class FeatureStore:
             )
         return info
 
-    def _array(self, key: Key) -> Any:
-        with self._opening:
-            if key not in self._arrays:
-                self._arrays[key] = layout.open_array(self.location, key)
-            return self._arrays[key]
-
     def _read(self, key: Key, rows: npt.NDArray[np.int64]) -> Array:
         info = self._info(key)
-        array = self._array(key)
         out = np.empty((len(rows), *info.shape[1:]), self.dtype)
-        # One call per run of consecutive images: index arrays are a hundred times slower in zarr.
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        for start, stop in pairwise([0, *breaks.tolist(), len(rows)] if len(rows) else []):
-            try:
-                layout.read_into(array, int(rows[start]), out[start:stop])
-            except Exception as error:  # every codec has errors of its own
-                raise self._damaged(key, f"{error}") from error
-        # The fill value stands where a shard file is missing; features themselves are finite.
-        gone = rows[np.isnan(out[:, 0, 0, 0])]
-        if len(gone):
-            raise self._damaged(key, f"image {self.ids[gone[0]]} (row {gone[0]}) is missing")
+        try:
+            layout.read_rows(self.location, info, rows, out)
+        except DamageError as error:
+            raise self._damaged(key, f"{error}") from error
         return out
 
     def _damaged(self, key: Key, reason: str) -> TedmError:

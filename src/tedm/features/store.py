@@ -6,29 +6,24 @@ import json
 import math
 import re
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore
 
 import tedm
 from tedm import files
 from tedm.errors import TedmError
+from tedm.features import shards
+from tedm.features.shards import Codec, DamageError
 from tedm.progress import say
 
 FORMAT = "tedm features"
 FORMAT_VERSION = 1
-PYTHON_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"  # its writes are whole or absent
-RUST_PIPELINE = "zarrs.ZarrsCodecPipeline"  # reads two to three times as fast; writes in place
-
 DIGEST_LENGTH = 32  # hexadecimal digits kept of a shard's SHA-256
 READ_AT_ONCE = 1 << 26  # bytes
 
@@ -37,8 +32,6 @@ LARGEST_IMAGE = 1 << 31  # bytes of one image's layer that we are ready to alloc
 KEY = re.compile(r"t(?P<timestep>\d{4,9})(/draw(?P<draw>[1-9]\d{0,5}))?(/(?P<layer>[A-Za-z]\w{0,63}))?")
 
 DRAW = re.compile(r"draw[1-9]\d{0,5}")
-
-Codec = Literal["none", "zstd", "lz4"]
 
 
 @dataclass(frozen=True, order=True)
@@ -50,12 +43,13 @@ class Key:
     layer: str
 
     @property
-    def group(self) -> str:
-        """Path of the group that the array is in."""
-        return f"t{self.timestep:04d}" + (f"/draw{self.draw}" if self.draw else "")
+    def groups(self) -> list[str]:
+        """Paths of the groups that the array is in, below the root."""
+        timestep = f"t{self.timestep:04d}"
+        return [timestep, f"{timestep}/draw{self.draw}"] if self.draw else [timestep]
 
     def __str__(self) -> str:
-        return f"{self.group}/{self.layer}"
+        return f"{self.groups[-1]}/{self.layer}"
 
     @classmethod
     def parse(cls, text: str) -> "Key":
@@ -115,10 +109,6 @@ class Location:
     def __str__(self) -> str:
         return str(self.path)
 
-    def zarr_store(self, *, read_only: bool) -> LocalStore:
-        """What zarr opens."""
-        return LocalStore(self.path, read_only=read_only)
-
     def lock_path(self, what: str = "") -> Path:
         """What to lock for the store as a whole, or for a part: beside the store, not in it."""
         return self.path.with_name(f"{self.path.name}.{what}" if what else self.path.name)
@@ -129,7 +119,7 @@ class Location:
 
     def metadata(self, node: str = "") -> dict[str, Any] | None:
         """The zarr.json of a node; None where there is none. Reads nothing huge."""
-        file = self._inside(node) / "zarr.json"
+        file = self.inside(node) / "zarr.json"
         try:
             if file.stat().st_size > LARGEST_METADATA:
                 raise TedmError(f"{file}: is larger than any metadata of a feature store; not read")
@@ -149,78 +139,72 @@ class Location:
 
     def children(self, node: str = "") -> list[str]:
         """Names of what is below a node, sorted."""
-        directory = self._inside(node)
+        directory = self.inside(node)
         if not directory.is_dir():
             return []
         return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
 
     def has(self, file: str) -> bool:
         """Whether a file is there and not empty."""
-        path = self._inside(file)
+        path = self.inside(file)
         return path.is_file() and path.stat().st_size > 0
 
     def sizes(self, node: str) -> dict[str, int]:
         """Bytes of every file below a node, by its path below the node."""
-        directory = self._inside(node)
+        directory = self.inside(node)
         files = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
         return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
 
     def remove(self, node: str) -> None:
         """Delete a node and all below it, its metadata first: half of it is then nothing."""
-        path = self._inside(node)
+        path = self.inside(node)
         if path.is_symlink() or path.is_file():
             path.unlink()
         elif path.is_dir():
             (path / "zarr.json").unlink(missing_ok=True)
             shutil.rmtree(path)
 
-    def clear_litter(self, node: str) -> None:
-        """Delete what killed writers left half-written below a node."""
-        directory = self._inside(node)
-        if directory.is_dir():
-            for path in directory.rglob("*.partial"):
-                path.unlink(missing_ok=True)
+    def clear_litter(self, file: str) -> None:
+        """Delete what killed writers of a file left half-written."""
+        path = self.inside(file)
+        for partial in path.parent.glob(f".{path.name}.*.partial"):
+            partial.unlink(missing_ok=True)
 
-    def _inside(self, node: str) -> Path:
+    def inside(self, node: str) -> Path:
+        """Path of a node or file; refuses what lies outside the store."""
         path = self.path / node
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise TedmError(f"{node!r} lies outside the feature store {self.path}")
         return path
 
 
-_pipeline_choice = threading.Lock()  # zarr's configuration belongs to the whole process
+def read_rows(
+    location: Location, info: "ArrayInfo", rows: npt.NDArray[np.int64], out: npt.NDArray[Any]
+) -> None:
+    """Read images of an array, in any order, into `out`, (n, C, h, w).
+
+    Raises:
+        DamageError: one of them is missing or altered.
+    """
+    shard, position = np.divmod(rows, info.images_per_shard)
+    cuts = np.flatnonzero(np.diff(shard)) + 1
+    for start, stop in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
+        file = location.inside(f"{info.key}/{shard_name(int(shard[start]))}")
+        places = position[start:stop].tolist()
+        shards.read(file, places, out[start:stop], info.images_per_shard, info.codec)
 
 
-@contextlib.contextmanager
-def pipeline(path: str) -> Iterator[None]:
-    """Arrays opened within use this codec pipeline, for as long as they live."""
-    with _pipeline_choice, zarr.config.set({"codec_pipeline.path": path}):
-        yield
-
-
-def open_array(location: Location, key: Key, *, write: bool = False) -> "zarr.Array[Any]":
-    """Open one array, to be read through zarrs or written through zarr-python."""
-    with pipeline(PYTHON_PIPELINE if write else RUST_PIPELINE):
-        store = location.zarr_store(read_only=not write)
-        return zarr.open_array(store, path=str(key), mode="r+" if write else "r", zarr_format=3)
-
-
-def read_into(array: "zarr.Array[Any]", start: int, out: npt.NDArray[Any]) -> None:
-    """Read the images from `start` on into `out`, (n, C, h, w), contiguous."""
-    buffer = default_buffer_prototype().nd_buffer.from_numpy_array(out)
-    array.get_basic_selection((slice(start, start + len(out)),), out=buffer)
-
-
-def digest_shard(array: "zarr.Array[Any]", info: "ArrayInfo", shard: int) -> str | None:
+def digest_shard(location: Location, info: "ArrayInfo", shard: int) -> str | None:
     """Digest of a shard's values as they are read back; None where they cannot be read."""
     digest = hashlib.sha256()
-    rows = info.rows(shard)
+    rows = np.array(info.rows(shard))
     at_once = max(1, READ_AT_ONCE // info.bytes_per_image)
-    for start in rows[::at_once]:
-        values = np.empty((min(at_once, rows.stop - start), *info.shape[1:]), info.origin.dtype)
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        values = np.empty((len(part), *info.shape[1:]), info.origin.dtype)
         try:
-            read_into(array, start, values)
-        except Exception:  # every codec has errors of its own
+            read_rows(location, info, part, values)
+        except DamageError:
             return None
         digest.update(values.data)
     return digest.hexdigest()[:DIGEST_LENGTH]
@@ -271,64 +255,85 @@ def refuse_while_extracted(location: Location, timestep: int, besides: int = 0) 
 
 def write_root(location: Location, attributes: Mapping[str, Any]) -> None:
     """Make the root group, or give the one that is there these attributes. The caller holds its lock."""
-    stated = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "tedm_version": tedm.__version__,
-        **attributes,
-    }
-    if location.attributes() != stated:
-        group = zarr.open_group(location.zarr_store(read_only=False), mode="a", zarr_format=3)
-        group.attrs.put(stated)
+    stated = {"format": FORMAT, "format_version": FORMAT_VERSION, "tedm_version": tedm.__version__}
+    write_group(location, "", {**stated, **attributes})
 
 
 def write_group(location: Location, path: str, attributes: Mapping[str, Any]) -> None:
-    """Make a group below the root, or replace its attributes, in one rename."""
-    group = zarr.open_group(location.zarr_store(read_only=False), path=path, mode="a", zarr_format=3)
-    group.attrs.put(dict(attributes))
+    """Make a group, or replace its attributes, in one rename."""
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if location.metadata(path) != metadata:
+        files.write_json(location.inside(f"{path}/zarr.json" if path else "zarr.json"), metadata)
 
 
-def create_array(
-    location: Location,
-    key: Key,
-    shape: tuple[int, int, int, int],
-    origin: Origin,
-    images_per_shard: int,
-    codec: Codec,
-) -> None:
-    """Make an empty array of shape (N, C, h, w): one image per chunk, checksummed, grouped into shards."""
-    with pipeline(PYTHON_PIPELINE):
-        zarr.create_array(
-            location.zarr_store(read_only=False),
-            name=str(key),
-            shape=shape,
-            chunks=(1, *shape[1:]),
-            shards=(min(images_per_shard, shape[0]), *shape[1:]),
-            dtype=origin.dtype,
-            compressors=_codecs(codec, np.dtype(origin.dtype).itemsize),
-            fill_value=float("nan"),  # an image that is missing must not look like features
-            dimension_names=("image", f"{key.layer}_channel", f"{key.layer}_row", f"{key.layer}_column"),
-            attributes=array_attributes(key, origin, codec),
-            # A chunk that happens to equal the fill value is written like any other.
-            config={"write_empty_chunks": True},
-        )
+def create_array(location: Location, info: "ArrayInfo") -> None:
+    """Make an array without shards: one image per chunk, checksummed, grouped into shards."""
+    for group in info.key.groups:
+        if location.metadata(group) is None:
+            write_group(location, group, {})
+    files.write_json(location.inside(f"{info.key}/zarr.json"), array_metadata(info))
 
 
-def array_attributes(key: Key, origin: Origin, codec: Codec) -> dict[str, Any]:
-    """What an array says of itself, so that it is known wherever it is copied to."""
-    return {**asdict(key), **asdict(origin), "codec": codec, "units": "1"}
+def array_metadata(info: "ArrayInfo") -> dict[str, Any]:
+    """The zarr.json of an array. That a file equals it is all that a reader has to check."""
+    layer, size = info.key.layer, np.dtype(info.origin.dtype).itemsize
+    chunk = list(info.shape[1:])
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(info.shape),
+        "data_type": info.origin.dtype,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [info.images_per_shard, *chunk]},
+        },
+        # One file per shard, in the array's own directory.
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        # What others see where a shard is missing must not look like features.
+        "fill_value": "NaN",
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [1, *chunk],
+                    # The checksum comes last: it covers the bytes that lie on the disk.
+                    "codecs": [little, *CODECS[info.codec](size), {"name": "crc32c"}],
+                    "index_codecs": [little, {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ],
+        # Of a name's own for each layer, as xarray wants it.
+        "dimension_names": ["image", f"{layer}_channel", f"{layer}_row", f"{layer}_column"],
+        # What an array says of itself, so that it is known wherever it is copied to.
+        "attributes": {**asdict(info.key), **asdict(info.origin), "codec": info.codec, "units": "1"},
+    }
 
 
-def _codecs(codec: Codec, itemsize: int) -> tuple[Any, ...]:
-    # The checksum is the outermost codec: it covers the bytes that lie on the disk.
-    match codec:
-        case "none":
-            return (Crc32cCodec(),)
-        case "zstd":
-            return (ZstdCodec(level=1), Crc32cCodec())
-        case "lz4":
-            blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=itemsize)
-            return (blosc, Crc32cCodec())
+CODECS: dict[Codec, Callable[[int], list[dict[str, Any]]]] = {
+    "none": lambda _size: [],
+    "zstd": lambda _size: [
+        {"name": "zstd", "configuration": {"level": shards.ZSTD_LEVEL, "checksum": False}}
+    ],
+    "lz4": lambda size: [
+        {
+            "name": "blosc",
+            "configuration": {
+                "cname": "lz4",
+                "clevel": shards.LZ4_LEVEL,
+                "shuffle": "bitshuffle",
+                "typesize": size,
+                "blocksize": 0,
+            },
+        }
+    ],
+}
+
+
+def shard_name(shard: int) -> str:
+    """Name of a shard's file in its array's directory."""
+    return f"c.{shard}.0.0.0"
 
 
 # ── reading metadata that others may have written ───────────────────────────────────────────────
@@ -408,37 +413,25 @@ def read_array_info(location: Location, key: Key, images: int) -> ArrayInfo | No
     metadata = location.metadata(str(key))
     if metadata is None:
         return None
-    where = f"{location}/{key}"
     try:
-        attributes = metadata["attributes"]
-        origin = Origin.of(attributes)
+        origin = Origin.of(metadata["attributes"])
         shape = _shape(metadata["shape"], 4)
-        grid = metadata["chunk_grid"]
-        shards = _shape(grid["configuration"]["chunk_shape"], 4)
-        (sharding,) = metadata["codecs"]
-        inner = _shape(sharding["configuration"]["chunk_shape"], 4)
-        dtype = np.dtype(metadata["data_type"])
-        codec: Codec = attributes["codec"]
-        names = [c["name"] for c in sharding["configuration"]["codecs"]]
-        if origin is None or {k: attributes.get(k) for k in asdict(key)} != asdict(key):
-            raise ValueError("its attributes are those of another array")
-        if grid["name"] != "regular" or sharding["name"] != "sharding_indexed":
-            raise ValueError("it is not sharded")
-        if metadata.get("storage_transformers"):
-            raise ValueError("it has storage transformers")
-        if names != ["bytes", *{"none": [], "zstd": ["zstd"], "lz4": ["blosc"]}[codec], "crc32c"]:
-            raise ValueError(f"its codecs are {names}")
-        if dtype.name != origin.dtype:
-            raise ValueError(f"its values are {dtype}")
-        if shape[0] != images:
-            raise ValueError(f"it has {shape[0]} images, the store {images}")
-        if inner != (1, *shape[1:]) or shards[1:] != shape[1:] or shards[0] > shape[0]:
-            raise ValueError("its chunks are not one image each")
-        if math.prod(shape[1:]) * dtype.itemsize > LARGEST_IMAGE:
+        shard = _shape(metadata["chunk_grid"]["configuration"]["chunk_shape"], 4)
+        if origin is None:
+            raise ValueError("it does not say what it was made from")
+        if shape[0] != images or shard[0] > images:
+            raise ValueError(f"it has {shape[0]} images in shards of {shard[0]}, the store {images}")
+        codec = metadata["attributes"]["codec"]
+        info = ArrayInfo(key, (shape[0], shape[1], shape[2], shape[3]), shard[0], codec, origin)
+        if info.bytes_per_image > LARGEST_IMAGE:
             raise ValueError("its images are larger than any feature")
+        ours = array_metadata(info)
+        if metadata != ours:
+            different = [name for name in {**ours, **metadata} if metadata.get(name) != ours.get(name)]
+            raise ValueError(f"its {', '.join(sorted(different))} are not as they were written")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TedmError(f"{where}: is not an array of this feature store ({error})") from None
-    return ArrayInfo(key, (shape[0], shape[1], shape[2], shape[3]), shards[0], codec, origin)
+        raise TedmError(f"{location}/{key}: is not an array of this feature store ({error})") from None
+    return info
 
 
 def list_timesteps(location: Location) -> list[int]:
@@ -455,8 +448,10 @@ def list_keys(location: Location) -> list[Key]:
             inner = location.children(f"{group}/{child}") if DRAW.fullmatch(child) else [""]
             for text in (f"{group}/{child}/{layer}".rstrip("/") for layer in inner):
                 with contextlib.suppress(TedmError):
-                    keys.append(Key.parse(text))
-    return sorted(key for key in keys if (location.metadata(str(key)) or {}).get("node_type") == "array")
+                    key = Key.parse(text)
+                    if location.has(f"{key}/zarr.json"):
+                        keys.append(key)
+    return sorted(keys)
 
 
 def _shape(value: Any, dimensions: int) -> tuple[int, ...]:

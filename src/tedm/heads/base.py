@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import safetensors
@@ -66,7 +66,9 @@ class ArrayFeatures:
         self.image_size = image_size
         self.timesteps = tuple(dict.fromkeys(timestep for timestep, _ in self.arrays))
         self.layer_shapes: dict[str, Shape] = {
-            layer: a.shape[1:] for (timestep, layer), a in self.arrays.items() if timestep == self.timesteps[0]
+            layer: a.shape[1:]
+            for (timestep, layer), a in self.arrays.items()
+            if timestep == self.timesteps[0]
         }
 
     def __len__(self) -> int:
@@ -107,6 +109,7 @@ class Head(abc.ABC):
     """
 
     type: str = ""  # by which `create` and files call it
+
     @property
     def voting(self) -> bool:
         """Whether each timestep predicts by itself, so that any subset of them can vote."""
@@ -241,7 +244,9 @@ class Head(abc.ABC):
         if timesteps is None:
             chosen = list(range(len(steps)))
         elif not self.voting:
-            raise TedmError(f"head {self.type}: combines its timesteps, so it cannot be read at {timesteps} only")
+            raise TedmError(
+                f"head {self.type}: combines its timesteps, so it cannot be read at {timesteps} only"
+            )
         else:
             missing = [t for t in timesteps if t not in self.timesteps]
             if missing or not timesteps:
@@ -323,7 +328,9 @@ class Head(abc.ABC):
     ) -> str:
         """Digest of all that the head depends on; finds values that are not finite on its way."""
         digest = hashlib.sha256(
-            json.dumps([self.type, self.settings, self.timesteps, self.layers, self.seed], sort_keys=True).encode()
+            json.dumps(
+                [self.type, self.settings, self.timesteps, self.layers, self.seed], sort_keys=True
+            ).encode()
         )
         for array in (masks, val_masks):
             digest.update(str(array.shape).encode())
@@ -498,7 +505,9 @@ def _check_masks(which: str, masks: np.ndarray, rows: Sequence[int], image_size:
         raise TedmError(f"{which} masks: values must be uint8 0 or 1, one plane per class; {found}")
     overlaps = np.flatnonzero((masks.sum(axis=1, dtype=np.int64) > 1).any(axis=(1, 2)))
     if len(overlaps):
-        raise TedmError(f"{which} masks: row {rows[overlaps[0]]}: classes overlap; each pixel has one class at most")
+        raise TedmError(
+            f"{which} masks: row {rows[overlaps[0]]}: classes overlap; each pixel has one class at most"
+        )
 
 
 def _backbone_of(features: FeatureSource) -> str:

@@ -16,24 +16,25 @@ from tedm.progress import say
 from tedm.seeds import generator
 from tedm.training import train
 
-ACTIVATION_BYTES_AT_ONCE = {"cpu": 16 * 2**20, "cuda": 2**30}  # of a chunk: a processor's cache; a GPU's appetite
+# Of a chunk: the processor's cache holds them; a GPU needs much to be busy.
+ACTIVATION_BYTES_AT_ONCE = {"cpu": 8 * 2**20, "cuda": 2**30}
 SHARE_FOR_ACTIVATIONS = 0.5  # of a head's memory
 
 Native = dict[Part, Tensor]
 
 
 class MLPHead(Head):
-    """Pixel-wise perceptrons (Baranchuk et al. 2022; Rosnati et al. 2023, 2.2).
+    """Perceptrons on every pixel (Baranchuk et al. 2022; Rosnati et al. 2023, 2.2).
 
-    `combine: concat` feeds all timesteps at once, as LEDM does. `combine: share` applies one network to each
-    timestep, as TEDM does: it is trained with the mean cross entropy over timesteps (eq. 8) and votes with the
-    mean of its probabilities (eq. 9). As in the authors' code, the timesteps of a batch are stacked along the batch, so
-    that BatchNorm's statistics are over images, timesteps and pixels together.
+    `combine: concat` feeds all timesteps at once, as LEDM does. `combine: share` applies one network to
+    each timestep, as TEDM does: it is trained with the mean cross entropy over timesteps (eq. 8) and votes
+    with the mean of its probabilities (eq. 9). As in the authors' code, the timesteps of a batch are stacked
+    along the batch, so that BatchNorm's statistics are over images, timesteps and pixels together.
 
-    With several members, networks that differ in initial weights and order of the images, the probability is
-    the share of members that vote for the class, as in Baranchuk et al. 2022 (4, majority vote over 10): more
-    than half of them make a pixel foreground, and a tie goes to the background. For `share` they vote at
-    each timestep.
+    With several members, networks that differ in initial weights and in the order of the images, the
+    probability is the share of members that vote for the class, as in the majority vote of Baranchuk et al.
+    (2022): more than half of them make a pixel foreground, and a tie goes to the background. For `share`
+    they vote at each timestep.
     """
 
     def __init__(
@@ -64,15 +65,26 @@ class MLPHead(Head):
         """Train the members one after the other; each goes on from its last state after a kill."""
         budget = int(self.memory * (1 - SHARE_FOR_ACTIVATIONS))
         training = _Images(features, rows, self.timesteps, self.layers, self.device, budget)
-        validation = _Images(features, val_rows, self.timesteps, self.layers, self.device, budget - training.bytes)
+        validation = _Images(
+            features, val_rows, self.timesteps, self.layers, self.device, budget - training.bytes
+        )
         labels = torch.from_numpy(labels_of(masks)).to(self.device).flatten(1)
-        val_labels = torch.from_numpy(labels_of(val_masks)).to(self.device).flatten(1) if val_rows else labels[:0]
+        val_labels = (
+            torch.from_numpy(labels_of(val_masks)).to(self.device).flatten(1) if val_rows else labels[:0]
+        )
         self.networks = [
-            self._member(m, training, labels, validation, val_labels, workdir) for m in range(self.options.members)
+            self._member(m, training, labels, validation, val_labels, workdir)
+            for m in range(self.options.members)
         ]
 
     def _member(
-        self, member: int, training: "_Images", labels: Tensor, validation: "_Images", val_labels: Tensor, workdir: Path
+        self,
+        member: int,
+        training: "_Images",
+        labels: Tensor,
+        validation: "_Images",
+        val_labels: Tensor,
+        workdir: Path,
     ) -> Perceptron:
         network, options = self._network().draw(self.seed, "mlp", member), self.options
         finished = workdir / f"member{member}.safetensors"
@@ -94,7 +106,9 @@ class MLPHead(Head):
         def loss(step: int, micro: int) -> Tensor:
             images = order.batch(step)
             native = training.read(images, then=order.batch(step + 1))
-            chunks = list(self._training_chunks(native, labels[images], (self.seed, "mlp", member, step, micro)))
+            chunks = list(
+                self._training_chunks(native, labels[images], (self.seed, "mlp", member, step, micro))
+            )
             return network.loss(chunks, activations)
 
         def validate() -> float:
@@ -111,7 +125,8 @@ class MLPHead(Head):
             loss,
             settings,
             workdir / f"member{member}",
-            f"mlp, {len(training)} images" + (f", member {member + 1} of {options.members}" if options.members > 1 else ""),
+            f"mlp, {len(training)} images"
+            + (f", member {member + 1} of {options.members}" if options.members > 1 else ""),
             identity=[self.digest, member],
             validate=validate if len(validation) else None,
             patience=options.patience,
@@ -162,7 +177,11 @@ class MLPHead(Head):
         for m in range(self.options.members):
             network, prefix = self._network(), f"member{m}/"
             network.load_state_dict(
-                {k.removeprefix(prefix): torch.from_numpy(a) for k, a in state.items() if k.startswith(prefix)}
+                {
+                    k.removeprefix(prefix): torch.from_numpy(a)
+                    for k, a in state.items()
+                    if k.startswith(prefix)
+                }
             )
             self.networks.append(network)
 
@@ -170,9 +189,13 @@ class MLPHead(Head):
         slots = range(1 if self.voting else len(self.timesteps))
         shapes = {(slot, layer): self.layer_shapes[layer] for slot in slots for layer in self.layers}
         outputs = 1 if self.class_count == 1 else self.class_count + 1
-        return Perceptron(shapes, self.image_size, self.options.hidden, outputs, self.options.resize).to(self.device)
+        return Perceptron(shapes, self.image_size, self.options.hidden, outputs, self.options.resize).to(
+            self.device
+        )
 
-    def _training_chunks(self, native: Native, labels: Tensor, names: tuple[str | int, ...]) -> Iterator[Chunk]:
+    def _training_chunks(
+        self, native: Native, labels: Tensor, names: tuple[str | int, ...]
+    ) -> Iterator[Chunk]:
         """Chunks of a batch, with the pixels that this step looks at."""
         pixels, total = self.options.pixels, labels.shape[1]
         for i, chunk in enumerate(self._chunks(native, labels)):
@@ -262,7 +285,9 @@ class _Images:
         return {
             (slot, layer): torch.from_numpy(np.ascontiguousarray(a))
             for slot, timestep in enumerate(self.timesteps)
-            for layer, a in self.features.read([self.rows[i] for i in images], timestep, self.layers).items()
+            for layer, a in self.features.read(
+                [self.rows[i] for i in images], timestep, self.layers
+            ).items()
         }
 
     def _load(self) -> Native:
@@ -273,7 +298,9 @@ class _Images:
                 for layer, a in block.items():
                     z = torch.from_numpy(np.ascontiguousarray(a))
                     if (slot, layer) not in kept:
-                        kept[slot, layer] = torch.empty(len(self), *z.shape[1:], dtype=z.dtype, device=self.device)
+                        kept[slot, layer] = torch.empty(
+                            len(self), *z.shape[1:], dtype=z.dtype, device=self.device
+                        )
                     kept[slot, layer][start : start + len(rows)] = z
                 start += len(rows)
         return kept

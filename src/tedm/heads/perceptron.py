@@ -1,5 +1,6 @@
-"""The pixel-wise perceptron on resized features, its first layer at native resolution, its gradient by hand."""
+"""The perceptron on every pixel of resized features: first layer at native resolution, gradient by hand."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -62,7 +63,7 @@ class Perceptron(nn.Module):
         super().__init__()
         self.shapes, self.size, self.mode = dict(shapes), size, mode
         widths = [sum(shape[0] for shape in shapes.values()), *hidden, outputs]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.weights = nn.ParameterList([torch.zeros(outer, inner) for inner, outer in pairs])
         self.biases = nn.ParameterList([torch.zeros(outer) for _, outer in pairs])
         self.gains = nn.ParameterList([torch.ones(width) for width in hidden])
@@ -108,7 +109,8 @@ class Perceptron(nn.Module):
             memory: bytes for the first layer's activations; where they are larger they are computed anew
                 for each pass over the batch. No effect on the numbers.
         """
-        return cast(Tensor, _WithGradient.apply(lambda: self.training_pass(chunks, memory), *self.parameters()))  # type: ignore[no-untyped-call]
+        run: Any = _WithGradient.apply  # untyped in torch
+        return cast(Tensor, run(lambda: self.training_pass(chunks, memory), *self.parameters()))
 
     @torch.no_grad()
     def training_pass(self, chunks: Sequence[Chunk], memory: int) -> Pass:
@@ -147,7 +149,9 @@ class Perceptron(nn.Module):
         for i, (mean, variance) in enumerate(statistics):
             running_mean, running_variance = self._running(i)
             running_mean.lerp_(mean.to(running_mean.dtype), MOMENTUM)
-            running_variance.lerp_((variance * (count / max(count - 1, 1))).to(running_mean.dtype), MOMENTUM)
+            running_variance.lerp_(
+                (variance * (count / max(count - 1, 1))).to(running_mean.dtype), MOMENTUM
+            )
         return Pass(
             (total / count).to(self.weights[0].dtype),
             [gradients[name].to(p.dtype) for name, p in self.named_parameters()],
@@ -186,7 +190,9 @@ class Perceptron(nn.Module):
         constant = -gain * inverse * d_shift / count - slope * mean
         slope, constant = (v.to(weight.dtype).view(1, -1, 1) for v in (slope, constant))
         back = ((gain * inverse).unsqueeze(1) * weight.T).to(weight.dtype)
-        return (_relu_gradient(constant, slope, a, back, d) for a, d in zip(activations, outer, strict=True))
+        return (
+            _relu_gradient(constant, slope, a, back, d) for a, d in zip(activations, outer, strict=True)
+        )
 
     # ── the first layer ──
 
@@ -194,20 +200,24 @@ class Perceptron(nn.Module):
         """Weighted sums of all channels plus bias, resized or at single pixels: (b, hidden, P)."""
         weight, bias = self.weights[0].detach(), self.biases[0].detach()
         if chunk.pixels is not None:
-            return torch.baddbmm(bias.view(1, -1, 1), weight.expand(len(chunk.labels), -1, -1), self._gathered(chunk))
-        total = bias.view(1, -1, 1, 1)
+            return torch.baddbmm(
+                bias.view(1, -1, 1), weight.expand(len(chunk.labels), -1, -1), self._gathered(chunk)
+            )
+        total: Tensor | None = None
         narrow = []
         for part, w in self._columns(weight):
             z = chunk.parts[part].to(weight.dtype)
             native = (w @ z.flatten(2)).unflatten(2, z.shape[2:])
             resize = self._resize(part)
             if resize.identity:
-                total = total + native
+                total = native if total is None else total.add_(native)
             else:
                 narrow.append(native @ resize.columns.mT)
         if narrow:  # the rows of all parts in one product, which also adds them up
-            total = torch.matmul(self._rows(), torch.cat(narrow, 2)).add_(total)
-        return total.flatten(2)
+            resized = torch.matmul(self._rows(), torch.cat(narrow, 2))
+            total = resized if total is None else total.add_(resized)
+        assert total is not None
+        return total.flatten(2).add_(bias.view(1, -1, 1))
 
     def _first_gradient(
         self, chunks: Sequence[Chunk], gradients: Iterator[Tensor], out: dict[str, Tensor]
@@ -239,7 +249,12 @@ class Perceptron(nn.Module):
         dtype = self.weights[0].dtype
         return torch.stack(
             [
-                torch.cat([self._resize(part).gather(chunk.parts[part][i].to(dtype), pixels) for part in self.shapes])
+                torch.cat(
+                    [
+                        self._resize(part).gather(chunk.parts[part][i].to(dtype), pixels)
+                        for part in self.shapes
+                    ]
+                )
                 for i, pixels in enumerate(chunk.pixels)
             ]
         )
@@ -291,27 +306,24 @@ class _WithGradient(torch.autograd.Function):
     """A loss whose gradient was computed along with it."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Pass], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, run: Callable[[], Pass], *_parameters: Tensor) -> Tensor:
         loss, ctx.gradients = run()
         return loss
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *(outer * gradient for gradient in ctx.gradients))
 
 
 def _moments(activations: Any) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over pixels of all chunks, float64, merged as Chan et al. (1979) do."""
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())  # which become one value per channel
     for a in activations:
-        variance, centre = torch.var_mean(a, (0, 2), correction=0)
         size = a.shape[0] * a.shape[2]
-        variance, centre = variance.double(), centre.double()
-        if not count:
-            count, mean, squares = size, centre, variance * size
-            continue
-        delta = centre - mean
-        squares = squares + variance * size + delta**2 * (count * size / (count + size))
+        about = a.mean((0, 2))  # a tenth of the time of torch.var_mean, and as exact
+        spread = torch.linalg.vector_norm(a - about.view(1, -1, 1), dim=(0, 2)).double().square()
+        delta = about.double() - mean
+        squares = squares + spread + delta**2 * (count * size / (count + size))
         mean = mean + delta * (size / (count + size))
         count += size
     return mean, squares / count
@@ -328,8 +340,9 @@ def _folded(
 
 def _relu_gradient(constant: Tensor, slope: Tensor, a: Tensor, back: Tensor, d: Tensor) -> Tensor:
     """(constant + slope a + back d) where a > 0, else 0."""
-    out = torch.addcmul(constant, slope, a).baddbmm_(back.expand(len(a), -1, -1), d)
-    return torch.ops.aten.threshold_backward(out, a, 0.0)  # type: ignore[no-any-return]
+    out = torch.mul(a, slope).add_(constant).baddbmm_(back.expand(len(a), -1, -1), d)
+    torch.ops.aten.threshold_backward.grad_input(out, a, 0.0, grad_input=out)
+    return out
 
 
 def _loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

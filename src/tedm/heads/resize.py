@@ -21,7 +21,9 @@ def taps(source: int, target: int, mode: Mode) -> tuple[Tensor, Tensor]:
     i = torch.arange(target)
     if mode == "nearest":
         first = i * source // target
-        return torch.stack((first, first), 1), torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(target, 1)
+        return torch.stack((first, first), 1), torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(
+            target, 1
+        )
     position = ((i.double() + 0.5) * (source / target) - 0.5).clamp(min=0)
     first = position.floor().long().clamp(max=source - 1)
     second = (first + 1).clamp(max=source - 1)

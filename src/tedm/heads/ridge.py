@@ -140,7 +140,9 @@ class RidgeHead(Head):
         """See Head."""
         names = ("weight", "bias", "scale") + (("mean",) if self.options.standardise == "channel" else ())
         if len(self._learned) > 1:
-            self.classifiers = {t: {name: state[f"t{t:04d}/{name}"] for name in names} for t in self.timesteps}
+            self.classifiers = {
+                t: {name: state[f"t{t:04d}/{name}"] for name in names} for t in self.timesteps
+            }
 
     @property
     def _learned(self) -> list[int]:
@@ -262,7 +264,9 @@ class _Problem:
         pixels = torch.searchsorted(density.cumsum(0), positions).clamp_(max=len(density) - 1)
         x = self.design.sample(pixels)
         x = torch.cat((x, torch.ones_like(x[:, :1])), 1)
-        weight = curvature.movedim(1, -1).flatten(0, 2)[pixels].double() / (count * density[pixels]).unsqueeze(1)
+        weight = curvature.movedim(1, -1).flatten(0, 2)[pixels].double() / (
+            count * density[pixels]
+        ).unsqueeze(1)
         identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
         identity[-1, -1] = 1e-6  # the intercept is free; this keeps the factor finite
         factors = []

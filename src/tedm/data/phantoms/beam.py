@@ -8,15 +8,15 @@ from tedm.data.phantoms.patient import middle_of
 from tedm.data.phantoms.shapes import Field, capsule, chord, distance, edge, ellipse, smooth_min
 
 # Linear attenuation in 1/cm near 70 keV, the effective energy of a chest radiograph (NIST XCOM, rounded).
-SOFT, LUNG, BONE = 0.19, 0.05, 0.45
+SOFT, LUNG, BONE = 0.19, 0.05, 0.52
 
 
 def attenuate(rng: np.random.Generator, chest: Chest, found: Findings) -> Field:
     """Attenuation summed along each ray, without unit."""
     p, plane, y = chest.p, chest.plane, chest.plane.y
     body = _body(chest)
-    # Air: deep in the middle of a lung, none at its borders; lung also lies behind the heart, and in the recess
-    # behind the diaphragm, where it is not segmented but shows.
+    # Lung: deep in the middle, none at its borders; it also lies behind the heart, and in the recess behind
+    # the diaphragm, where it is not segmented but shows.
     in_cage = chord(chest.cage, 1.8 + 3.2 * edge(chest.q - 5.0, 4.0))
     over = edge(chest.diaphragm, 0.5) * (0.72 + 0.28 * chord(chest.diaphragm, 4.5))
     behind = 0.16 * np.exp(np.minimum(chest.diaphragm, 0) / 2.2) * (chest.diaphragm < 0)
@@ -32,7 +32,9 @@ def attenuate(rng: np.random.Generator, chest: Chest, found: Findings) -> Field:
     soft = np.maximum(soft - _airways(chest) - _stomach(rng, chest), 0) * (body > 0)
     bone = (_ribs(rng, chest) + _spine(chest) + _shoulder_girdle(chest)) * edge(body - 1.0, 2.0)
     aorta = 1.2 * chord(chest.aorta, 1.3) * edge(p.dome[1] - y, 2.0)
-    return SOFT * (soft + aorta) + LUNG * air + (BONE - 0.6 * SOFT) * bone + lung_texture + found.metal
+    # Bone takes the place of soft tissue.
+    total: Field = SOFT * (soft + aorta) + LUNG * air + (BONE - SOFT) * bone + lung_texture + found.metal
+    return total
 
 
 def _body(chest: Chest) -> Field:
@@ -50,7 +52,8 @@ def _body(chest: Chest) -> Field:
         12.0 * chord(capsule(q, y, joint, elbow, 4.3), 4.3),
         13.0 * chord(capsule(q, y, (0.0, top - 14), (0.0, top + 4), 5.8), 5.8),
     )
-    body = sum(np.square(np.square(part)) for part in parts) ** np.float32(0.25)
+    # The fourth norm: the larger thickness counts, and folds such as the armpit are soft.
+    body: Field = np.sqrt(np.sqrt(np.add.reduce([np.square(np.square(part)) for part in parts])))
     thick, bx, by, radius = p.breast
     if thick:
         # The upper border fades into the chest wall, the lower one is a fold.
@@ -120,18 +123,20 @@ def _ribs(rng: np.random.Generator, chest: Chest) -> Field:
         # Towards the breast bone ribs are cartilage.
         seen = edge(q - 1.6, 1.0) if back else 0.75 * edge(q - 0.45 * chest.width, 5.0)
         bone += strength[np.clip(nearest, 0, 11).astype(np.int64)] * tube * here * seen
-    return p.rib_bone * bone * np.minimum(path, 1.6) * outline
+    bone *= p.rib_bone * np.minimum(path, 1.6) * outline
+    return bone
 
 
 def _spine(chest: Chest) -> Field:
     p, y = chest.p, chest.plane.y
     from_axis = np.abs(chest.plane.x + 0.4 * p.turn - p.scoliosis * np.sin(0.22 * y))
     half = 1.75 + 0.025 * y
-    disc = 0.5 + 0.5 * np.cos((2 * np.pi / 2.35) * (y - p.first_rib))
+    disc = 0.5 + 0.5 * np.cos((2 * np.pi / 2.35) * (y - float(p.ribs[0])))
     body = edge(half - from_axis + 0.15 * disc, 0.5) * (0.8 + 0.3 * disc)
     process = edge(0.35 - from_axis, 0.4) * edge(disc - 0.6, 0.6)
     pedicle = edge(0.4 - distance(from_axis - 0.65 * half, 1.1 * (1 - disc)), 0.4)
-    return 0.85 * body + 0.4 * process + 0.35 * pedicle
+    bone: Field = 0.85 * body + 0.4 * process + 0.35 * pedicle
+    return bone
 
 
 def _shoulder_girdle(chest: Chest) -> Field:
@@ -171,7 +176,8 @@ def _shoulder_girdle(chest: Chest) -> Field:
     humerus = 1.4 * chord(np.maximum(head, 0), 2.3) + 1.1 * edge(shaft, 0.3) * (
         0.6 + 0.4 * edge(0.5 - shaft, 0.4)
     )
-    return 1.2 * clavicle + scapula + 0.4 * edge(ridge, 0.5) + humerus
+    bone: Field = 1.2 * clavicle + scapula + 0.4 * edge(ridge, 0.5) + humerus
+    return bone
 
 
 def _airways(chest: Chest) -> Field:

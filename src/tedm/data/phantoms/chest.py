@@ -19,7 +19,7 @@ class Chest:
         def side(values: Pair) -> Field:
             return np.where(left, np.float32(values[1]), np.float32(values[0]))
 
-        # Rib cage: a quarter of a superellipse from the apex to the side and one from the apex to the midline.
+        # Rib cage: quarters of superellipses, from the apex to the side and from the apex to the middle.
         apex, apex_x = side(p.apex), side(p.apex_x)
         self.width = side(p.half_width) + side(p.flare) * np.maximum(y - p.widest, 0)
         outer = q > apex_x

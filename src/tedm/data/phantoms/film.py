@@ -10,7 +10,7 @@ from tedm.data.phantoms.sites import Site
 
 
 def detect(rng: np.random.Generator, look: Site, chest: Chest, attenuation: Field) -> Field:
-    """Minus the logarithm of the exposure behind the patient: primary and scattered radiation, blur, noise."""
+    """Minus the log of the exposure: primary and scattered radiation, the detector's blur and noise."""
     plane = chest.plane
     primary = np.exp(-attenuation)
     # Scatter comes from the body and spreads over a hand's breadth.
@@ -22,7 +22,8 @@ def detect(rng: np.random.Generator, look: Site, chest: Chest, attenuation: Fiel
     sd = rng.uniform(*look.noise) * min(0.3 / plane.pixel, 4.0)
     grain = np.minimum(np.exp(0.5 * (level - np.median(level))), 2.0)
     noise = rng.standard_normal(level.shape, dtype=np.float32)
-    return level + np.float32(sd) * grain * noise
+    noisy: Field = level + np.float32(sd) * grain * noise
+    return noisy
 
 
 def develop(rng: np.random.Generator, look: Site, chest: Chest, level: Field) -> Field:
@@ -33,14 +34,14 @@ def develop(rng: np.random.Generator, look: Site, chest: Chest, level: Field) ->
     at_heart = float(np.median(level[(chest.heart > 1.0) & (chest.diaphragm > 0)]))
     low, high = (float(np.log(g / (1 - g))) for g in (lung, heart))
     slope = (high - low) / max(at_heart - at_lung, 0.2)
-    grey = 1 / (1 + np.exp(-(low + slope * (level - at_lung))))
+    grey: Field = 1 / (1 + np.exp(-(low + slope * (level - at_lung))))
     strength = rng.uniform(*look.sharpen)
     if strength > 0:
         grey = grey + np.float32(strength) * (grey - blur(grey, 1.5 / chest.plane.pixel))
-    return black * (1 - grey) + grey if black > 0 else grey
+    return black + (1 - black) * grey
 
 
-GLYPHS = {"L": "100100100100111", "R": "110101110101101"}  # 3 × 5
+GLYPHS = {"L": "100 100 100 100 111", "R": "110 101 110 101 101"}  # rows of pixels
 
 
 def burn_in(rng: np.random.Generator, look: Site, plane: Plane, grey: Field) -> Field:
@@ -74,7 +75,7 @@ def burn_in(rng: np.random.Generator, look: Site, plane: Plane, grey: Field) -> 
         left = side - rng.uniform(2, 5) if letter == "L" else rng.uniform(1, 4)
         top, dot = rng.uniform(1, 5), rng.uniform(0.22, 0.4)
         ink = rng.uniform(0.75, 1.0)
-        for k, bit in enumerate(GLYPHS[letter]):
+        for k, bit in enumerate(GLYPHS[letter].replace(" ", "")):
             if bit == "1":
                 columns, rows = box(left + k % 3 * dot, top + k // 3 * dot, dot, dot)
                 grey = np.maximum(grey, ink * columns * rows)

@@ -9,11 +9,12 @@ from tedm.data.phantoms.shapes import Field
 def block_means(field: Field, factor: int) -> Field:
     """Means of square blocks of factor × factor pixels."""
     n = field.shape[0] // factor
-    return field.reshape(n, factor, n, factor).mean(axis=(1, 3))
+    means: Field = field.reshape(n, factor, n, factor).mean(axis=(1, 3))
+    return means
 
 
 def blur(field: Field, sigma: float) -> Field:
-    """Gaussian filter, sigma in pixels; wide ones on a coarser grid, which tells no difference and is quick."""
+    """Gaussian filter, sigma in pixels; a wide one runs on a coarser grid, which is quick and no worse."""
     n, step = field.shape[0], max(1, int(sigma / 3))
     if step > 1:
         small = block_means(np.pad(field, (0, -n % step), mode="edge"), step)
@@ -28,4 +29,5 @@ def _enlarge(small: Field, n: int, factor: int) -> Field:
     low = np.minimum(np.floor(at).astype(np.int64), small.shape[0] - 2)
     share = (at - low).astype(np.float32)
     rows = small[low] * (1 - share)[:, None] + small[low + 1] * share[:, None]
-    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    field: Field = rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    return field

@@ -8,7 +8,7 @@ from tedm.data.phantoms.chest import Chest
 from tedm.data.phantoms.devices import draw_devices
 from tedm.data.phantoms.plane import Plane, curve, steps
 from tedm.data.phantoms.shapes import Field, chord, distance, edge
-from tedm.data.phantoms.sites import Site
+from tedm.data.phantoms.sites import Range, Site
 
 
 @dataclass
@@ -29,30 +29,31 @@ def draw_findings(rng: np.random.Generator, look: Site, chest: Chest) -> Finding
     """Draw what ails a patient of this site."""
     none = np.zeros_like(chest.plane.x)
     found = Findings(chest.lung, none, none, none)
-    for share, draw in (
-        (look.nodule, _nodules),
+    if rng.random() < look.nodule:
+        _nodules(rng, chest, found, look.nodule_radius)
+    for share, disease in (
         (look.consolidation, _consolidation),
         (look.upper_lobe, _tuberculosis),
         (look.interstitial, _interstitial),
         (look.effusion, _effusion),
     ):
         if rng.random() < share:
-            draw(rng, look, chest, found)
+            disease(rng, chest, found)
     if rng.random() < look.devices * (3 if chest.p.ap else 1):
         found.metal = draw_devices(rng, chest)
     return found
 
 
-def _nodules(rng: np.random.Generator, look: Site, chest: Chest, found: Findings) -> None:
+def _nodules(rng: np.random.Generator, chest: Chest, found: Findings, radii: Range) -> None:
     x, y = chest.plane.x, chest.plane.y
     for _ in range(int(rng.integers(1, 3))):
         _, x0, y0 = _place(rng, chest, 0.15, 0.9)
-        radius = rng.uniform(*look.nodule_radius)
+        radius = rng.uniform(*radii)
         depth = radius - distance(x - x0, (y - y0) * rng.uniform(0.85, 1.2))
         found.solid = found.solid + 2 * radius * rng.uniform(0.5, 1) * chord(depth, radius)
 
 
-def _consolidation(rng: np.random.Generator, look: Site, chest: Chest, found: Findings) -> None:
+def _consolidation(rng: np.random.Generator, chest: Chest, found: Findings) -> None:
     for _ in range(int(rng.integers(1, 4))):
         side, x0, y0 = _place(rng, chest, 0.2, 1.0)
         cloud = _cloud(rng, chest.plane, x0, y0, rng.uniform(2, 5.5))
@@ -61,7 +62,7 @@ def _consolidation(rng: np.random.Generator, look: Site, chest: Chest, found: Fi
         found.fill(rng.uniform(0.4, 0.95) * cloud * (chest.left == bool(side)))
 
 
-def _tuberculosis(rng: np.random.Generator, look: Site, chest: Chest, found: Findings) -> None:
+def _tuberculosis(rng: np.random.Generator, chest: Chest, found: Findings) -> None:
     for _ in range(int(rng.integers(3, 8))):
         side, x0, y0 = _place(rng, chest, 0.08, 0.4)
         cloud = _cloud(rng, chest.plane, x0, y0, rng.uniform(0.8, 2.6))
@@ -77,15 +78,16 @@ def _tuberculosis(rng: np.random.Generator, look: Site, chest: Chest, found: Fin
         found.filled = found.filled * (1 - 0.7 * edge(hole, 0.4))
 
 
-def _interstitial(rng: np.random.Generator, look: Site, chest: Chest, found: Findings) -> None:
+def _interstitial(rng: np.random.Generator, chest: Chest, found: Findings) -> None:
     """A net of thickened septa, and haze around the hila."""
     plane = chest.plane
     net = np.abs(plane.texture(rng, 56)) + np.abs(plane.texture(rng, 90))
     haze = sum(np.exp(-((plane.x - x0) ** 2 + (plane.y - y0) ** 2) / 40) for x0, y0 in chest.hila)
-    found.fill(rng.uniform(0.15, 0.4) * np.clip(0.3 * net + 0.8 * haze, 0, 1.4))
+    spread = np.clip(0.7 + 0.6 * plane.texture(rng, 5), 0, 1.4)
+    found.fill(rng.uniform(0.12, 0.35) * spread * np.clip(0.3 * net + 0.8 * haze, 0, 1.4))
 
 
-def _effusion(rng: np.random.Generator, look: Site, chest: Chest, found: Findings) -> None:
+def _effusion(rng: np.random.Generator, chest: Chest, found: Findings) -> None:
     """Fluid that rises towards the side; lung ends at its surface."""
     p, y = chest.p, chest.plane.y
     for side in (0, 1) if rng.random() < 0.35 else (int(rng.integers(2)),):
@@ -110,4 +112,5 @@ def _cloud(rng: np.random.Generator, plane: Plane, x0: float, y0: float, radius:
     density = 0.85 + 0.5 * plane.texture(rng, 14) + 0.4 * plane.texture(rng, 32)
     wide, high = rng.uniform(0.8, 1.2, 2).tolist()
     away = distance((plane.x - x0) / (wide * radius), (plane.y - y0) / (high * radius))
-    return np.exp(-np.square(np.minimum(away, 6))) * np.clip(density, 0, 1.3)
+    cloud: Field = np.exp(-np.square(np.minimum(away, 6))) * np.clip(density, 0, 1.3)
+    return cloud

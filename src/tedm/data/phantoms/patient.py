@@ -38,21 +38,20 @@ class Patient:
     breast: tuple[float, float, float, float]  # thickness (0: none), x, y, radius
     shoulder: float  # y of the shoulder joint
     arm: float  # angle of the arms from the body, radians
-    first_rib: float  # y of the first rib where it passes the side
-    ribs: Points  # y of the ribs 1 … 12 where they pass the side
+    ribs: NDArray[np.floating[Any]]  # y of the ribs 1 … 12 where they pass the side
     rib_tilt: tuple[float, float]  # rise of the ribs from the side to the back and fall to the front
     rib_half: float  # half the height of a rib
     rib_bone: float  # bone that the beam crosses in it
     clavicle: tuple[float, float, float]  # y of the inner ends, rise of the outer ends, curvature
     scapula: float  # how far the scapulae lie over the lungs, 0 … 1
     scoliosis: float  # amplitude of the spine's curve
-    gas: tuple[
-        float, float, float, float
-    ]  # gastric bubble: x, depth below the dome, half width, half height
-    warp: Points  # (4, 3): amplitude, wave number, phase of gentle deformations
+    gas: tuple[float, float, float, float]  # of the stomach: x, depth, half width (0: none), half height
+    warp: NDArray[np.floating[Any]]  # (4, 3): amplitude, wave number, phase of gentle deformations
 
 
 def draw_patient(rng: np.random.Generator, look: Site) -> Patient:
+    """Draw a patient whom this site may see: mean adult sizes, with the spread of a clinic."""
+
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
@@ -101,10 +100,14 @@ def draw_patient(rng: np.random.Generator, look: Site) -> Patient:
         trunk=between(1.6, 2.4),
         depth=between(18, 22) + 4 * stout,
         wall=between(1.6, 2.6) + 2.4 * stout,
-        breast=(thick, between(6.6, 8.4), between(5.5, 8.5) + 0.4 * thick, between(4.8, 6.4) + 0.25 * thick),
+        breast=(
+            thick,
+            between(6.6, 8.4),
+            between(5.5, 8.5) + 0.4 * thick,
+            between(4.8, 6.4) + 0.25 * thick,
+        ),
         shoulder=about(-9.3, 0.9) - (0.7 if ap else 0),
         arm=float(np.deg2rad(between(4, 30) if ap else between(12, 48))),
-        first_rib=first,
         ribs=first + np.concatenate([[0.0], np.cumsum(spacing)]),
         rib_tilt=(between(3.6, 5.6), between(5.5, 8.0)),
         rib_half=between(0.52, 0.68),
@@ -116,10 +119,18 @@ def draw_patient(rng: np.random.Generator, look: Site) -> Patient:
         ),
         scapula=between(0.35, 1.0) if ap else between(0.0, 0.25),
         scoliosis=about(0, 0.35),
-        gas=(between(4.5, 7.5), between(0.9, 2.2), between(1.2, 3.2) * float(between(0, 1) < 0.75), between(0.6, 1.8)),
-        warp=np.stack([rng.normal(0, 0.22, 4), rng.uniform(0.2, 0.5, 4), rng.uniform(0, 2 * np.pi, 4)], axis=1),
-    )  # fmt: skip
+        gas=(
+            between(4.5, 7.5),
+            between(0.9, 2.2),
+            between(1.2, 3.2) if between(0, 1) < 0.75 else 0.0,
+            between(0.6, 1.8),
+        ),
+        warp=np.stack(
+            [rng.normal(0, 0.2, 4), rng.uniform(0.12, 0.35, 4), rng.uniform(0, 2 * np.pi, 4)], axis=1
+        ),
+    )
 
 
 def middle_of(pair: Pair) -> float:
+    """Mean of the two sides."""
     return (pair[0] + pair[1]) / 2

@@ -1,5 +1,6 @@
 """The plane on which a radiograph is drawn."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tedm.data.phantoms.filters import blur
-from tedm.data.phantoms.patient import Patient
+from tedm.data.phantoms.patient import Pair, Patient
 from tedm.data.phantoms.shapes import Field
 from tedm.data.phantoms.sites import Site
 
@@ -29,51 +30,61 @@ class Plane:
         """Fractional column and row of points of the patient."""
         n = self.x.shape[0]
         field = 2 * float(self.u[0, -1]) * n / (n - 1)
-        image = points @ self.to_image[:, :2].T + self.to_image[:, 2]
-        return (image / field + 0.5) * n - 0.5
+        image: Points = points @ self.to_image[:, :2].T + self.to_image[:, 2]
+        pixels: Points = (image / field + 0.5) * n - 0.5
+        return pixels
 
-    def lines(self, points: Points, area: Points | float, radius: float) -> Field:
+    def lines(self, points: Points, volume: Points, radius: float) -> Field:
         """Thickness in cm of thin strands.
 
-        The points sample the strands; `area` is cross section × length between points, cm³. Each point's volume goes
-        to the four nearest pixels and is spread over `radius`, so that a strand weighs the same at any size.
+        Each point's volume goes to the four nearest pixels and is spread, so that a strand weighs the same
+        at any size.
+
+        Args:
+            points: along the strands.
+            volume: what each point stands for, cm³.
+            radius: of the strands, cm.
         """
         n = self.x.shape[0]
         at = self.pixels(points)
         low = np.floor(at).astype(np.int64)
-        share = at - low
-        image = np.zeros(n * n)
-        volume = np.broadcast_to(np.asarray(area, dtype=np.float64), at.shape[:1])
-        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            column, row = low[:, 0] + i, low[:, 1] + j
-            weight = np.abs(1 - i - share[:, 0]) * np.abs(1 - j - share[:, 1]) * volume
-            seen = (column >= 0) & (column < n) & (row >= 0) & (row < n)
-            image += np.bincount((row * n + column)[seen], weight[seen], n * n)
+        right, down = (at - low).T
+        column = low[:, 0] + np.array([[0], [1], [0], [1]])
+        row = low[:, 1] + np.array([[0], [0], [1], [1]])
+        weight = volume * np.array([1 - right, right, 1 - right, right])
+        weight *= np.array([1 - down, 1 - down, down, down])
+        seen = (column >= 0) & (column < n) & (row >= 0) & (row < n)
+        image = np.bincount((row * n + column)[seen], weight[seen], n * n)
         thickness = image.reshape(n, n).astype(np.float32) / self.pixel**2
         return blur(thickness, 0.6 * radius / self.pixel)
 
     def texture(self, rng: np.random.Generator, cells: int) -> Field:
         """Smooth random field of zero mean and about unit variance with `cells` bumps along each side."""
-        n = self.x.shape[0]
         values = rng.standard_normal((cells + 3, cells + 3)).astype(np.float32)
-        at = (np.arange(n) + 0.5) / n * cells
-        basis = np.zeros((n, cells + 3), np.float32)
-        for k in range(4):  # cubic B-spline
-            t = at - np.floor(at)
-            weight = (
-                (1 - t) ** 3 / 6,
-                (3 * t**3 - 6 * t**2 + 4) / 6,
-                (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-                t**3 / 6,
-            )[k]
-            basis[np.arange(n), np.floor(at).astype(np.int64) + k] = weight
-        field: Field = 2.1 * (
-            basis @ values @ basis.T
-        )  # 2.1: one over the spline's mean standard deviation
+        basis = _splines(self.x.shape[0], cells)
+        # The spline averages its values; 2.1 restores the variance.
+        field: Field = 2.1 * (basis @ values @ basis.T)
         return field
 
 
+@functools.lru_cache(maxsize=64)
+def _splines(n: int, cells: int) -> Field:
+    """Weights of cells + 3 uniform cubic B-splines in n pixels, (n, cells + 3)."""
+    at = (np.arange(n) + 0.5) / n * cells
+    cell = np.floor(at).astype(np.int64)
+    t = at - cell
+    basis = np.zeros((n, cells + 3), np.float32)
+    pixel = np.arange(n)
+    basis[pixel, cell] = (1 - t) ** 3 / 6
+    basis[pixel, cell + 1] = (3 * t**3 - 6 * t**2 + 4) / 6
+    basis[pixel, cell + 2] = (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6
+    basis[pixel, cell + 3] = t**3 / 6
+    basis.flags.writeable = False
+    return basis
+
+
 def draw_plane(rng: np.random.Generator, look: Site, p: Patient, n: int) -> Plane:
+    """Place a patient before a detector of n × n pixels: field of view, position, rotation, film format."""
     side = rng.uniform(*look.field)
     angle = np.deg2rad(look.tilt * np.clip(rng.standard_normal(), -2.5, 2.5)) * (1.5 if p.ap else 1)
     centre = rng.normal(0, look.off_centre, 2).clip(-2.2, 2.2) + np.array([0.0, 2.6])
@@ -98,11 +109,9 @@ def curve(rng: np.random.Generator, start: Pair, end: Pair, bend: float) -> Poin
     """48 points of a curve with two random bends, of `bend` times its length."""
     t = np.linspace(0, 1, 48)[:, None]
     one, four = np.array(start), np.array(end)
-    two, three = (
-        rng.normal(0, bend * np.hypot(*(four - one)), (2, 2))
-        + one
-        + (four - one) * np.array([[1], [2]]) / 3
-    )
+    two, three = one + (four - one) / 3, one + (four - one) * 2 / 3
+    away = bend * float(np.hypot(*(four - one)))
+    two, three = two + rng.normal(0, away, 2), three + rng.normal(0, away, 2)
     points: Points = (
         (1 - t) ** 3 * one + 3 * t * (1 - t) ** 2 * two + 3 * t**2 * (1 - t) * three + t**3 * four
     )
@@ -111,4 +120,6 @@ def curve(rng: np.random.Generator, start: Pair, end: Pair, bend: float) -> Poin
 
 def steps(points: Points) -> Points:
     """Length that each point of a strand stands for, cm."""
-    return np.hypot(*np.gradient(points, axis=0).T)
+    dx, dy = np.gradient(points, axis=0).T
+    lengths: Points = np.hypot(dx, dy)
+    return lengths
