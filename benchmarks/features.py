@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tedm import backbones
 from tedm.config import FeaturesConfig
 from tedm.data import prepared
+from tedm.diffusion.checkpoint import channels_last
 from tedm.diffusion.schedule import Schedule
 from tedm.features import check
 from tedm.features.extract import extract
@@ -66,7 +68,7 @@ def main() -> None:
 
 def random_backbone(width: int, size: int) -> backbones.DiffusionBackbone:
     torch.manual_seed(0)
-    network = UNet(width=width).eval().to(memory_format=torch.channels_last)
+    network = channels_last(UNet(width=width).eval())
     return backbones.DiffusionBackbone(
         network, Schedule(1000, "cosine"), (1, size, size), (-1.0, 1.0), f"random weights, width {width}"
     )
@@ -79,10 +81,11 @@ def smooth_images(path: Path, count: int, size: int) -> Path:
     rng = np.random.default_rng(0)
     names = [f"image{i:05d}" for i in range(count)]
 
-    def image() -> np.ndarray:
+    def image() -> npt.NDArray[np.uint8]:
         smooth = gaussian_filter(rng.standard_normal((size, size)), size / 16)
         lo, hi = smooth.min(), smooth.max()
-        return (255 * (smooth - lo) / (hi - lo)).astype(np.uint8)[None]
+        pixels: npt.NDArray[np.uint8] = (255 * (smooth - lo) / (hi - lo)).astype(np.uint8)[None]
+        return pixels
 
     prepared.write(
         path,

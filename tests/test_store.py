@@ -77,7 +77,7 @@ def test_attributes_say_everything_that_a_stranger_needs(made):
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
-def test_every_codec_gives_the_same_numbers_through_both_pipelines(tmp_path, codec):
+def test_every_codec_gives_plain_zarr_the_same_numbers_as_our_reader(tmp_path, codec):
     data = data_set(tmp_path / "tiny.h5", images=3)
     settings = FeaturesConfig(codec=codec, keep_bits=7)
     store = tmp_path / "tiny.zarr"

@@ -1,5 +1,6 @@
 """The command line: one subcommand per stage; each only reads its arguments and calls the stage."""
 
+import enum
 import json
 import os
 import sys
@@ -20,11 +21,19 @@ app = typer.Typer(
 backbone_app = typer.Typer(help="Models whose activations are kept.", no_args_is_help=True)
 app.add_typer(backbone_app, name="backbone")
 
+
+class Sampler(enum.Enum):
+    """How a diffusion model is sampled."""
+
+    ddim = "ddim"
+    ddpm = "ddpm"
+
+
 Spec = Annotated[str, typer.Option(help="Settings of the job as JSON; the workflow fills them in.")]
 Data = Annotated[Path, typer.Option(help="Prepared data set (.h5).")]
 DataDir = Annotated[Path, typer.Option(help="Directory of prepared data sets: {dataset}.h5.")]
 FeaturesDir = Annotated[str, typer.Option(help="Directory or URL of feature stores: {dataset}.zarr.")]
-ScoresDir = Annotated[Path, typer.Option(help="Directory of scores: {method}/n{n}/seed{seed}/{dataset}.csv.")]
+ScoresDir = Annotated[Path, typer.Option(help="Directory of scores: {head}/n{n}/seed{seed}/{dataset}.csv.")]
 Threads = Annotated[int, typer.Option(help="CPU threads at most; never more than there are cores.", min=1)]
 
 
@@ -71,6 +80,25 @@ def train(
         out,
         settings["name"],
         device=_device(),
+    )
+
+
+@app.command()
+def sample(
+    backbone: Annotated[Path, typer.Argument(help="Backbone directory.")],
+    out: Annotated[Path, typer.Option(help="Directory to write: samples.png and process.png.")],
+    count: Annotated[int, typer.Option(help="Images.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+    sampler: Annotated[Sampler, typer.Option(help="ddim: few steps; ddpm: all of them.")] = Sampler.ddim,
+    steps: Annotated[int, typer.Option(help="DDIM steps.", min=2)] = 50,
+    threads: Threads = 8,
+) -> None:
+    """Draw images from a diffusion model, and a figure of how they come about."""
+    _limit_threads(threads)
+    from tedm.diffusion.sample import sample_backbone
+
+    sample_backbone(
+        backbone, out, count=count, seed=seed, sampler=sampler.value, steps=steps, device=_device()
     )
 
 
@@ -136,6 +164,7 @@ def supervise(
         seed_of(settings["experiment_seed"], settings["name"], settings["n"], settings["seed"]),
         config.SupervisedConfig.model_validate(settings["supervised"]),
         out.parent,
+        device=_device(),
     )
 
 
@@ -176,7 +205,7 @@ def score_supervised(
 def table(
     spec: Spec,
     scores: ScoresDir,
-    out: Annotated[Path, typer.Option(help="Table to write (.csv); .md, .tex and the long form beside it.")],
+    out: Annotated[Path, typer.Option(help="Table to write (.csv); other forms lie beside it.")],
 ) -> None:
     """Write Table 1: Dice of every method, data set and training size."""
     from tedm.report.results import write_table1
@@ -226,11 +255,14 @@ def schema() -> None:
 def import_backbone(
     file: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code (.pt).")],
     out: Annotated[Path, typer.Option(help="Backbone directory to write.")],
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels per side; absent: as the checkpoint says.")
+    ] = None,
 ) -> None:
     """Take over a checkpoint of the authors' code, without executing anything in its pickle."""
     from tedm.diffusion.official import import_checkpoint
 
-    import_checkpoint(file, out)
+    import_checkpoint(file, out, image_size)
 
 
 def main() -> None:

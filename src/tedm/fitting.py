@@ -5,27 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tedm.data.prepared import PreparedSet
-from tedm.errors import TedmError
 from tedm.features.reader import FeatureStore
 from tedm.files import read_json
 from tedm.heads import base
 from tedm.progress import say
 from tedm.seeds import seed_of
-
-
-def training_rows(data: PreparedSet, n: int) -> list[int]:
-    """Rows of the first n images of the training split (Rosnati et al. 2023, 3).
-
-    Raises:
-        TedmError: the split has fewer than n images.
-    """
-    rows = data.rows("train")
-    if n > len(rows):
-        raise TedmError(
-            f"{data.label}: evaluation.train_sizes asks for {n} training images, but the split train has"
-            f" {len(rows)}; lower the size or enlarge the split"
-        )
-    return rows[:n]
 
 
 def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out: Path) -> None:
@@ -42,7 +26,7 @@ def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out:
     with PreparedSet(data) as prepared:
         backbone = read_json(digest)["digest"]
         features = FeatureStore.open(store, backbone_digest=backbone, data_digest=prepared.digest)
-        rows, val_rows = training_rows(prepared, spec["n"]), prepared.rows("val")
+        rows, val_rows = prepared.training_rows(spec["n"]), prepared.rows("val")
         head = base.create(
             spec["type"],
             spec["settings"],

@@ -31,6 +31,7 @@ def score_head(spec: Mapping[str, Any], head: Path, data: Path, features: str, o
         features: directory of the stores of the backbone that the head was fitted on.
         out: directory to write, {dataset}.csv and {dataset}.npz.
     """
+    # The head is this workflow's own, and its type was named in the experiment.
     fitted = base.load(head, allow_imports=True)
     readings: dict[str, list[int] | None] = {spec["method"]: None, **spec["readings"]}
     for dataset in spec["datasets"]:

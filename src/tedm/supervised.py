@@ -66,8 +66,8 @@ def fit(
     with files.only_one(out / checkpoint.WEIGHTS, label):
         (out / checkpoint.DIGEST).unlink(missing_ok=True)
         with PreparedSet(data) as prepared:
-            _check(prepared, n, settings)
-            images, labels = _read(prepared, prepared.rows("train")[:n], device)
+            _check(prepared, settings)
+            images, labels = _read(prepared, prepared.training_rows(n), device)
             val_images, val_labels = _read(prepared, prepared.rows("val"), device)
             digest, shape, classes = prepared.digest, prepared.image_shape, len(prepared.classes)
             about = {
@@ -185,12 +185,6 @@ def _read(data: PreparedSet, rows: list[int], device: torch.device) -> tuple[Ten
     return torch.from_numpy(data.images(rows)).to(device), torch.from_numpy(data.masks(rows)).to(device)
 
 
-def _check(data: PreparedSet, n: int, settings: SupervisedConfig) -> None:
-    labelled = len(data.rows("train"))
-    if not 1 <= n <= labelled:
-        raise TedmError(
-            f"{data.label}: evaluation.train_sizes asks for {n} training images, but the split train has"
-            f" {labelled}; choose a size from 1 to {labelled}"
-        )
+def _check(data: PreparedSet, settings: SupervisedConfig) -> None:
     checkpoint.check_size(data.label, data.image_shape, settings.multipliers)
     check_batches(settings.training)

@@ -501,7 +501,7 @@ def _compiled(module: nn.Module, settings: OptimizerConfig) -> Iterator[None]:
         yield
         return
     # Not module.compile(): torch 2.13 then goes on eagerly without a word.
-    module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
+    module.forward = torch.compile(module.forward)
     try:
         yield
     finally:

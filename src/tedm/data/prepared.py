@@ -215,6 +215,20 @@ class PreparedSet:
             raise TedmError(f"{self.path}: no split is called {split!r} (splits: {', '.join(SPLITS)})")
         return [row for row, s in enumerate(self.splits) if s == split]
 
+    def training_rows(self, n: int) -> list[int]:
+        """Rows of the first n images of the split train: a training subset of the study [Rosnati 2023, 3].
+
+        Raises:
+            TedmError: the split has fewer than n images.
+        """
+        rows = self.rows("train")
+        if n > len(rows):
+            raise TedmError(
+                f"{self.label}: evaluation.train_sizes asks for {n} training images, but the split train"
+                f" has {len(rows)}; lower the size or enlarge the split"
+            )
+        return rows[:n]
+
     def images(self, rows: Sequence[int] | npt.NDArray[np.integer] | range) -> Images:
         """Images of any rows in any order, float32 in [0, 1], (n, C, H, W)."""
         stored = self._read("images", rows)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ def train_backbone(
     if threads is not None:
         torch.set_num_threads(threads)
     label = f"backbone {name or out.name}"
-    with PreparedSet(data) as images, files.only_one(out / checkpoint.WEIGHTS, f"the {label}"):
+    first = processes()[0] == 0  # of the processes of torch.distributed, which share one directory
+    lock = files.only_one(out / checkpoint.WEIGHTS, f"the {label}") if first else nullcontext()
+    with PreparedSet(data) as images, lock:
         _Training(images, settings, seed, out, label, torch.device(device)).run()
 
 
@@ -89,7 +92,8 @@ class _Training:
         self.epochs = Epochs(len(self.images), self.optimizer.batch_size, seed)
 
     def run(self) -> None:
-        (self.out / checkpoint.DIGEST).unlink(missing_ok=True)
+        if processes()[0] == 0:
+            (self.out / checkpoint.DIGEST).unlink(missing_ok=True)
         state = self.out / "state"
         record = train(
             self.network,

@@ -299,8 +299,8 @@ class Head(abc.ABC):
         backbone = _backbone_of(features)
         if backbone and self.backbone_digest and backbone != self.backbone_digest:
             raise TedmError(
-                f"head {self.type}: trained on features of backbone {self.backbone_digest[:8]}…, these are of"
-                f" {backbone[:8]}…; train it again"
+                f"head {self.type}: trained on features of backbone {self.backbone_digest[:8]}…, these are"
+                f" of {backbone[:8]}…; train it again"
             )
 
     def _check_reading(self, features: FeatureSource) -> None:
@@ -314,8 +314,8 @@ class Head(abc.ABC):
         for timestep in self.timesteps:
             if timestep not in features.timesteps:
                 raise TedmError(
-                    f"timesteps: the features have no {timestep} (kept: {list(features.timesteps)}); extract it"
-                    " first"
+                    f"timesteps: the features have no {timestep} (kept: {list(features.timesteps)});"
+                    " extract it first"
                 )
 
     def _digest(
@@ -338,10 +338,12 @@ class Head(abc.ABC):
         for timestep in self.timesteps:
             for row, block in blocks(features, [*rows, *val_rows], timestep, self.layers):
                 for layer, values in block.items():
-                    if not np.isfinite(values).all():
+                    finite = np.isfinite(values)
+                    if not finite.all():
+                        bad = row[int(np.argmin(finite.all(axis=(1, 2, 3))))]
                         raise TedmError(
-                            f"features: timestep {timestep}, layer {layer}, rows {row[0]} … {row[-1]}: not finite;"
-                            " extract them again, with features.dtype float32 if float16 overflowed"
+                            f"features: row {bad}, timestep {timestep}, layer {layer}: not finite; extract"
+                            " them again, with features.dtype float32 if float16 overflowed"
                         )
                     digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
@@ -434,7 +436,8 @@ def load(path: Path, *, allow_imports: bool = False) -> Head:
     kind = about["type"]
     if ":" in kind and not allow_imports:
         raise TedmError(
-            f"{path}: needs {kind}, and importing it runs its code; pass allow_imports=True if you trust the file"
+            f"{path}: needs {kind}, and importing it runs its code; pass allow_imports=True if you"
+            " trust the file"
         )
     head = create(kind, about["settings"], about["timesteps"], about["layers"], about["seed"])
     head.class_count, head.class_names = about["class_count"], tuple(about["class_names"])
@@ -486,9 +489,7 @@ def _imported(kind: str, path: str) -> type[Head]:
 def _check_rows(which: str, rows: Sequence[int], count: int) -> None:
     outside = [row for row in rows if not 0 <= row < count]
     if outside:
-        raise TedmError(
-            f"{which}: row {outside[0]} is outside the {count} images of the features ({len(rows)} asked for)"
-        )
+        raise TedmError(f"{which}: row {outside[0]} is outside the {count} images of the features")
     if len(set(rows)) < len(rows):
         raise TedmError(f"{which}: the same row is given twice")
 

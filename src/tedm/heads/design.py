@@ -1,4 +1,4 @@
-"""The pixels × channels matrix of a linear model on resized features, as an operator that never holds it."""
+"""The pixels × channels matrix of a linear model on resized features, as an operator."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -18,11 +18,12 @@ EPS = float(np.finfo(np.float64).eps)
 class Design:
     """X: one row per pixel of the images, one column per channel of all layers, resized and standardised.
 
-    X = [R₁ Z₁ | R₂ Z₂ | …], where Z holds a layer at native resolution and R resizes it. Then X w = Σ R (Z w)
-    and Xᵀ r = [Zᵀ (Rᵀ r)]: both need native features only, an eighth of the values at the paper's sizes.
+    X = [R₁ Z₁ | R₂ Z₂ | …], where Z holds a layer at native resolution and R resizes it. It is never built:
+    X w = Σ R (Z w) and Xᵀ r = [Zᵀ (Rᵀ r)] need native features only, an eighth of the values at the
+    paper's sizes.
 
-    Standardisation is per channel, over all pixels of all images. Rows of R sum to 1, so it may be done before
-    resizing; the statistics are those after it.
+    Standardisation is per channel, over all pixels of all images. Rows of R sum to 1, so it may be done
+    before resizing; the statistics are those after it.
 
     Args:
         features: where Z is read.
@@ -30,8 +31,8 @@ class Design:
         timestep: of the features.
         layers: in the order of the columns.
         mode: of resizing.
-        memory: bytes for keeping Z: as float32 if that fits, else as stored if that fits, else Z is read again
-            in every sweep.
+        memory: bytes for keeping Z: standardised if that fits, else as stored if that fits, else Z is read
+            again in every sweep. No effect on the numbers.
         statistics: mean and scale of another Design, for prediction; None: of these images.
         dtype: of the arithmetic; sums over images are float64.
         device: where torch computes.
@@ -172,8 +173,8 @@ class Design:
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every column of X, float64 (channels,).
 
-        Sums over resized pixels are sums over native ones: Σ R z = (Rᵀ1)ᵀ z and Σ (R z)² = zᵀ RᵀR z, which with
-        R = A ⊗ B is Σ (AᵀA z) ⊙ (z BᵀB).
+        Sums over resized pixels are sums over native ones: Σ R z = (Rᵀ1)ᵀ z and Σ (R z)² = zᵀ RᵀR z, which
+        with R z = A z Bᵀ is Σ (AᵀA z) ⊙ (z BᵀB).
         """
         moments = {layer: _Moments(self.resizes[layer]) for layer in self.layers}
         sums = {layer: torch.zeros(2, self.shapes[layer][0], dtype=torch.float64) for layer in self.layers}
@@ -202,7 +203,7 @@ class PixelDesign(Design):
             product = weights[columns].T @ resized.flatten(2)
             total = product if total is None else total.add_(product)
         assert total is not None
-        return total.unflatten(2, self.size)
+        return total.view(*total.shape[:2], *self.size)
 
     def _transposed_times(self, block: dict[str, Tensor], r: Tensor) -> Tensor:
         return torch.cat(
@@ -213,7 +214,7 @@ class PixelDesign(Design):
         mean, scale = (s.flatten(1).index_select(1, pixels) for s in (self.mean, self.scale))
         return (super()._gather(image, pixels) - mean) / scale
 
-    def _standardised(self, layer: str, z: Tensor) -> Tensor:
+    def _standardised(self, layer: str, z: Tensor) -> Tensor:  # noqa: ARG002 (happens after resizing here)
         return z.to(self.dtype)
 
     def _chunks(self, block: dict[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:

@@ -28,8 +28,8 @@ class MLPHead(Head):
 
     `combine: concat` feeds all timesteps at once, as LEDM does. `combine: share` applies one network to
     each timestep, as TEDM does: it is trained with the mean cross entropy over timesteps (eq. 8) and votes
-    with the mean of its probabilities (eq. 9). As in the authors' code, the timesteps of a batch are stacked
-    along the batch, so that BatchNorm's statistics are over images, timesteps and pixels together.
+    with the mean of its probabilities (eq. 9). As in the authors' code, a batch's timesteps are stacked
+    along it, so that BatchNorm's statistics are over images, timesteps and pixels together.
 
     With several members, networks that differ in initial weights and in the order of the images, the
     probability is the share of members that vote for the class, as in the majority vote of Baranchuk et al.

@@ -117,8 +117,8 @@ class Perceptron(nn.Module):
         """Loss and gradient of a batch, one pass over its chunks per layer and direction.
 
         BatchNorm is affine once its statistics are known, so it is folded into the next layer; and the sums
-        over pixels that its gradient needs follow from the next layer's weight gradient. So a chunk's
-        activations are touched while they are in the processor's cache, and only activations after ReLU are kept.
+        over pixels that its gradient needs follow from the next layer's weight gradient. So a chunk is
+        worked on while it is in the processor's cache, and only activations after ReLU are kept.
         """
         depth, count = len(self.gains), sum(chunk.labels.numel() for chunk in chunks)
         inputs = _Activations(self, chunks, memory)

@@ -1,4 +1,4 @@
-"""Resizing as a linear map: two small matrices, applied forwards, backwards (adjoint) or at single pixels."""
+"""Resizing as a linear map: two small matrices, their transposes, and values at single pixels."""
 
 from functools import cached_property
 from typing import Literal
@@ -59,7 +59,7 @@ class Resize:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.source, self.target, self.mode = tuple(source), tuple(target), mode
+        self.source, self.target, self.mode = source, target, mode
         self.dtype, self.device = dtype, torch.device(device)
         self.identity = self.source == self.target
 
@@ -78,11 +78,11 @@ class Resize:
         return x if self.identity else self.rows @ (x @ self.columns.mT)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Bring (…, H, W) back to (…, h, w): the transpose, ⟨forward(x), y⟩ = ⟨x, adjoint(y)⟩."""
+        """Bring (…, H, W) back to (…, h, w): the transpose, ⟨R x, y⟩ = ⟨x, Rᵀ y⟩."""
         return y if self.identity else (self.rows.mT @ y) @ self.columns
 
     def gather(self, x: Tensor, pixels: Tensor) -> Tensor:
-        """Values of forward(x) at single pixels, without the rest.
+        """Resize, but keep a few pixels only, and compute no others.
 
         Args:
             x: (C, h, w).

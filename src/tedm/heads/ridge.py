@@ -23,9 +23,9 @@ LARGEST_CG = 200  # products with the Hessian per Newton step
 class RidgeHead(Head):
     """One logistic regression per timestep on standardised, resized features; the timesteps vote (eq. 9).
 
-    It minimises what scikit-learn's LogisticRegression(C=…) minimises, C Σ loss + ½ ‖w‖², with an unpenalised
-    intercept: the binary loss for two classes, softmax for more. A class that the training masks lack gets
-    probability 0.
+    It minimises what scikit-learn's LogisticRegression(C=…) minimises, C Σ loss + ½ ‖w‖², with an
+    unpenalised intercept: the binary loss for two classes, softmax for more. A class that the training
+    masks lack gets probability 0.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class RidgeHead(Head):
         features: FeatureSource,
         masks: np.ndarray,
         rows: Sequence[int],
-        val_rows: Sequence[int],
-        val_masks: np.ndarray,
+        val_rows: Sequence[int],  # noqa: ARG002
+        val_masks: np.ndarray,  # noqa: ARG002
         workdir: Path,
     ) -> None:
         """Solve for each timestep; one that was finished before a kill is not solved again."""
@@ -76,8 +76,9 @@ class RidgeHead(Head):
         solution = solve(design, labels, logits, self.options, self.seed)
         if not solution.converged:
             say(
-                f"warning: ridge, timestep {timestep}: stopped after {solution.iterations} iterations, gradient at"
-                f" {solution.gradient:.1e} of its start; raise max_iterations, lower C or raise tolerance"
+                f"warning: ridge, timestep {timestep}: stopped after {solution.iterations} iterations,"
+                f" gradient at {solution.gradient:.1e} of its start; raise max_iterations or tolerance, or"
+                " lower C"
             )
         weight, bias = solution.weights[:-1], solution.weights[-1]
         state = {"scale": design.scale.float()}

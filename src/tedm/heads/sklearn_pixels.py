@@ -24,8 +24,9 @@ class SklearnHead(Head):
 
     `combine: share` fits one classifier to the pixels of all timesteps, which then vote; `concat` feeds all
     timesteps at once. A fitted estimator can only be kept as a pickle, which can execute anything, so the
-    head's file holds the sampled pixels instead (rounded to the type of the stored features, before fitting)
-    and the classifier is fitted to them again when it is first needed: the same one, if scikit-learn is.
+    head's file holds the sampled pixels instead (rounded to the type of the stored features, before
+    fitting) and the classifier is fitted to them again when it is first needed: the same one, if
+    scikit-learn is.
 
     The settings' estimator is imported; `load` refuses those outside scikit-learn unless its caller allows
     imports.
@@ -54,9 +55,9 @@ class SklearnHead(Head):
         features: FeatureSource,
         masks: np.ndarray,
         rows: Sequence[int],
-        val_rows: Sequence[int],
-        val_masks: np.ndarray,
-        workdir: Path,
+        val_rows: Sequence[int],  # noqa: ARG002
+        val_masks: np.ndarray,  # noqa: ARG002
+        workdir: Path,  # noqa: ARG002
     ) -> None:
         """Sample pixels and fit; nothing is resumed, nothing is validated."""
         self._estimator_class()  # a wrong name is an error before anything is read
@@ -117,7 +118,7 @@ class SklearnHead(Head):
         """Resized features of one image at some pixels, (P, channels), in the stored type."""
         parts = []
         for timestep in timesteps:
-            for layer, z in features.read([row], timestep, self.layers).items():
+            for z in features.read([row], timestep, self.layers).values():
                 resize = Resize(z.shape[2:], self.image_size, self.options.resize)
                 values = resize.gather(torch.from_numpy(z[0]).float(), places)
                 parts.append(values.T.numpy().astype(z.dtype))
@@ -138,8 +139,8 @@ class SklearnHead(Head):
         module, _, name = path.rpartition(".")
         if module.split(".")[0] != "sklearn" and not self.allow_imports:
             raise TedmError(
-                f"head sklearn: needs {path}, and importing it runs its code; pass allow_imports=True if you trust"
-                " the file"
+                f"head sklearn: needs {path}, and importing it runs its code; pass allow_imports=True if"
+                " you trust the file"
             )
         try:
             found = getattr(importlib.import_module(module), name)

@@ -1,0 +1,67 @@
+"""The code in the documentation runs, and its YAML is valid."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tedm import config
+from tedm.heads import base
+
+PROJECT = Path(__file__).parents[1]
+DEMO = yaml.safe_load((PROJECT / "config.yaml").read_text())
+
+
+def blocks(path: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (PROJECT / path).read_text(), flags=re.M | re.S)
+
+
+def test_the_head_of_the_docs_learns_votes_and_survives_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_heads.py").write_text(blocks("docs/heads.md", "python")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    draw = np.random.default_rng(0)
+    masks = np.zeros((5, 1, 16, 16), np.uint8)
+    masks[:, :, 4:12, 2:9] = 1
+    signal = {"up0": masks[:, :, ::4, ::4], "up1": masks}
+    arrays = {
+        (t, layer): draw.normal(size=(5, 6, *m.shape[2:])).astype(np.float16) + 4 * m
+        for t in (1, 10, 25)
+        for layer, m in signal.items()
+    }
+    features = base.ArrayFeatures(arrays, (16, 16))
+    entry = yaml.safe_load(blocks("docs/heads.md", "yaml")[0])["heads"]["Nearest"]
+    head = base.create(entry["type"], {}, entry["timesteps"], seed=0)
+    head.fit(features, masks[:3], [0, 1, 2], [3], masks[3:4], workdir=tmp_path / "state")
+    head.save(tmp_path / "head.safetensors", classes=["lungs"])
+    loaded = base.load(tmp_path / "head.safetensors", allow_imports=True)
+    probabilities = loaded.predict_proba(features, [4])
+    np.testing.assert_array_equal(probabilities, head.predict_proba(features, [4]))
+    assert ((probabilities > 0.5) == masks[4:]).mean() > 0.95
+    sys.modules.pop("my_heads")
+
+
+@pytest.mark.parametrize(
+    ("path", "index"), [("README.md", 0), ("docs/heads.md", 0), ("docs/data.md", 0)], ids=lambda x: str(x)
+)
+def test_yaml_of_the_docs_fits_into_the_demo(path: str, index: int) -> None:
+    snippet: dict[str, Any] = yaml.safe_load(blocks(path, "yaml")[index])
+    experiment = DEMO | {
+        k: v if not isinstance(v, dict) else DEMO.get(k, {}) | v for k, v in snippet.items()
+    }
+    config.parse(experiment, path)
+
+
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
