@@ -21,6 +21,7 @@ rule train_backbone:
     conda:
         "../envs/tedm.yaml"
     threads: 8
+    priority: 100  # everything waits for it
     resources:
         gpu=EXPERIMENT.gpus,
         mem_mb=lambda w, attempt: 3000 * attempt,

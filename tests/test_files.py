@@ -30,7 +30,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     ):
         partial.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_forbidden_directory_says_what_to_do(tmp_path: Path) -> None:

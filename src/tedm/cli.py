@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tedm import config, memory
+from tedm import cli_store, config, memory
 from tedm.errors import TedmError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 backbone_app = typer.Typer(help="Models whose activations are kept.", no_args_is_help=True)
 app.add_typer(backbone_app, name="backbone")
+app.add_typer(cli_store.app, name="store")
 
 
 class Sampler(enum.Enum):

@@ -34,6 +34,7 @@ def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out:
             layers=spec["layers"] or list(features.layer_shapes),
             seed=seed_of(spec["experiment_seed"], "head", spec["name"], spec["n"], spec["seed"]),
         )
+        head.label = spec["name"]
         head.fit(
             features,
             prepared.masks(rows),
@@ -43,4 +44,4 @@ def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out:
             workdir=out.parent / "state",
         )
         head.save(out, classes=prepared.classes, backbone_digest=backbone)
-    say(f"{spec['name']}: fitted on {len(rows)} images, in {out}")
+    say(f"{head.label}, n={len(rows)}: fitted, in {out}")

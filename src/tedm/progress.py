@@ -52,6 +52,13 @@ class Stage:
             self.shown = now
             self._line(now)
 
+    def reach(self, done: int, total: int) -> None:
+        """Say how far it is, where the stage itself counts."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.update(self.task, total=total)
+        self.advance(done - self.done)
+
     def close(self) -> None:
         """Show the last state."""
         if self.bar is not None:

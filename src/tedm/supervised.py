@@ -62,7 +62,7 @@ def fit(
             loss that is not finite.
     """
     device = torch.device(device)
-    label = f"{out.name}: supervised baseline, n = {n}"
+    label = f"supervised baseline, n={n}"
     with files.only_one(out / checkpoint.WEIGHTS, label):
         (out / checkpoint.DIGEST).unlink(missing_ok=True)
         with PreparedSet(data) as prepared:

@@ -109,6 +109,7 @@ class Head(abc.ABC):
     """
 
     type: str = ""  # by which `create` and files call it
+    label: str = ""  # by which people are told of it
 
     @property
     def voting(self) -> bool:
@@ -404,7 +405,7 @@ def create(
         seed: of everything that is drawn.
     """
     head: Head = head_class(kind)(settings, timesteps, layers, seed)
-    head.type = kind
+    head.type = head.label = kind
     return head
 
 

@@ -125,7 +125,7 @@ class MLPHead(Head):
             loss,
             settings,
             workdir / f"member{member}",
-            f"mlp, {len(training)} images"
+            f"{self.label}, n={len(training)}"
             + (f", member {member + 1} of {options.members}" if options.members > 1 else ""),
             identity=[self.digest, member],
             validate=validate if len(validation) else None,
@@ -133,7 +133,9 @@ class MLPHead(Head):
             log=workdir / f"member{member}.csv",
         )
         if log.best_step is not None:
-            say(f"mlp: kept step {log.best_step} of {log.steps}, validation loss {log.best_validation:.4g}")
+            say(
+                f"{self.label}: kept step {log.best_step} of {log.steps}, validation loss {log.best_validation:.4g}"
+            )
         arrays = {k: v.cpu().numpy() for k, v in network.state_dict().items()}
         save_arrays(finished, arrays, {"digest": self.digest})
         return network

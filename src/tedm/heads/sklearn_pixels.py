@@ -64,7 +64,7 @@ class SklearnHead(Head):
         total = self.image_size[0] * self.image_size[1]
         parts, labels = [], []
         groups = [[t] for t in self.timesteps] if self.voting else [list(self.timesteps)]
-        with stage("sklearn, sampling", len(rows), "images") as progress:
+        with stage(f"{self.label}, sampling", len(rows), "images") as progress:
             for row, label in zip(rows, labels_of(masks).reshape(len(rows), -1), strict=True):
                 for g, group in enumerate(groups):
                     rng = generator(self.seed, "sklearn", "pixels", row, g)
