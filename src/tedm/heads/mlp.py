@@ -133,9 +133,8 @@ class MLPHead(Head):
             log=workdir / f"member{member}.csv",
         )
         if log.best_step is not None:
-            say(
-                f"{self.label}: kept step {log.best_step} of {log.steps}, validation loss {log.best_validation:.4g}"
-            )
+            kept = f"{self.label}: kept step {log.best_step} of {log.steps}"
+            say(f"{kept}, validation loss {log.best_validation:.4g}")
         arrays = {k: v.cpu().numpy() for k, v in network.state_dict().items()}
         save_arrays(finished, arrays, {"digest": self.digest})
         return network
