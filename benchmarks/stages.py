@@ -1,0 +1,151 @@
+"""Measures the demo: each stage, the whole, a second call and a new head; prints one Markdown table.
+
+python benchmarks/stages.py [--configfile config.yaml] [--cores 2] [--out docs/benchmarks.md]
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+NEW_HEAD = {
+    "type": "mlp",
+    "combine": "share",
+    "timesteps": [1, 10, 25],
+    "steps": 250,
+    "learning_rate": 1e-3,
+    "validate_every": 25,
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--configfile", type=Path, default=PROJECT / "config.yaml")
+    options.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        report = measure(Path(name), given.configfile, given.cores)
+    print(report)
+    if given.out:
+        given.out.write_text(report)
+
+
+def measure(directory: Path, configfile: Path, cores: int) -> str:
+    experiment = yaml.safe_load(configfile.read_text())
+    rows = []
+    seconds, peak = run(directory, experiment, cores)
+    stages = stage_table(directory / experiment.get("results", "results"))
+    rows.append(("everything, from nothing", seconds, peak))
+    rows.append(("the same call again", *run(directory, experiment, cores)))
+    experiment["heads"]["New"] = NEW_HEAD
+    rows.append(("one more head, all training sizes", *run(directory, experiment, cores)))
+    lines = [
+        f"Measured by `python benchmarks/stages.py` on {cores} cores of {processor()}, Python"
+        f" {platform.python_version()}.",
+        "",
+        "| `snakemake --cores all results/table1.csv` | wall time | peak memory, all processes |",
+        "|---|--:|--:|",
+        *(f"| {what} | {seconds:.0f} s | {peak / 1e9:.2f} GB |" for what, seconds, peak in rows),
+        "",
+        "| rule | jobs | wall time, sum | CPU time, sum | peak memory of a job |",
+        "|---|--:|--:|--:|--:|",
+        *(
+            f"| {row.Index} | {row.jobs} | {row.wall:.0f} s | {row.cpu:.0f} s | {row.memory:.0f} MB |"
+            for row in stages.itertuples()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def run(directory: Path, experiment: dict[str, Any], cores: int) -> tuple[float, float]:
+    """Run the experiment's table; wall seconds and the largest sum of resident memory in bytes."""
+    configfile = directory / "experiment.yaml"
+    configfile.write_text(yaml.safe_dump(experiment, sort_keys=False))
+    table = f"{experiment.get('results', 'results')}/table1.csv"
+    command = [
+        *(str(Path(sys.executable).with_name("snakemake")), "--cores", str(cores), table),
+        *("--snakefile", str(PROJECT / "Snakefile"), "--directory", str(directory)),
+        *("--workflow-profile", str(PROJECT / "profiles" / "default")),
+        *("--configfile", str(configfile)),
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    start = time.monotonic()
+    with (
+        subprocess.Popen(command, env={**os.environ, "PATH": path}) as process,
+        watched(process.pid) as peak,
+    ):
+        if process.wait():
+            raise SystemExit(f"{' '.join(command)}: failed")
+    return time.monotonic() - start, peak[0]
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[list[float]]:
+    """The largest memory of a process and all its descendants, sampled; shared pages count once each."""
+    peak, over = [0.0], threading.Event()
+
+    def sample() -> None:
+        while not over.wait(0.25):
+            total = 0
+            try:
+                root = psutil.Process(pid)
+                for process in [root, *root.children(recursive=True)]:
+                    total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+            peak[0] = max(peak[0], total)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def stage_table(results: Path) -> pd.DataFrame:
+    """Sums over the benchmark files that Snakemake wrote, by the first folder, in the chain's order."""
+    rules = {
+        "data": "prepare_data",
+        "backbones": "train_backbone",
+        "features": "extract_features",
+        "heads": "fit_head",
+        "baselines": "fit_supervised",
+        "scores": "score_head, score_supervised",
+    }
+    jobs = pd.concat(
+        pd.read_csv(file, sep="\t").assign(rule=rule)
+        for folder, rule in rules.items()
+        for file in sorted((results / "benchmarks" / folder).rglob("*.tsv"))
+    )
+    for column in ("cpu_time", "max_rss"):  # NA where a job was too short to be sampled
+        jobs[column] = pd.to_numeric(jobs[column], errors="coerce")
+    return jobs.groupby("rule", sort=False).agg(
+        jobs=("s", "size"), wall=("s", "sum"), cpu=("cpu_time", "sum"), memory=("max_rss", "max")
+    )
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

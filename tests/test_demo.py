@@ -1,0 +1,59 @@
+"""What the finished demo must show; skipped where `make demo` has not run."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tedm import config
+from tedm.data.prepared import PreparedSet
+
+PROJECT = Path(__file__).parents[1]
+RESULTS = PROJECT / "results"
+EXPERIMENT = config.load(PROJECT / "config.yaml")
+
+pytestmark = pytest.mark.skipif(
+    not (RESULTS / "table1_long.csv").exists(), reason="results/table1.csv is not there: run `make demo`"
+)
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return pd.read_csv(RESULTS / "table1_long.csv")
+
+
+def test_every_method_data_set_and_size_has_a_cell(table: pd.DataFrame) -> None:
+    expected = {
+        (dataset, method, n)
+        for dataset in EXPERIMENT.evaluation.test_on
+        for method in EXPERIMENT.methods()
+        for n in EXPERIMENT.evaluation.train_sizes
+    }
+    assert set(zip(table.dataset, table.method, table.n_train, strict=True)) == expected
+    assert table["mean"].between(0, 100).all()
+    assert set(table["data"]) == {"synthetic"}
+
+
+@pytest.mark.parametrize("dataset", EXPERIMENT.evaluation.test_on)
+def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, dataset: str) -> None:
+    with PreparedSet(RESULTS / "data" / f"{EXPERIMENT.evaluation.train_on}.h5") as data:
+        share = data.masks(data.rows("train")).mean(axis=0)
+    with PreparedSet(RESULTS / "data" / f"{dataset}.h5") as data:
+        truth = data.masks(data.rows("test")).astype(float)
+    constant = max(
+        float(np.mean([2 * (t * mask).sum() / (t.sum() + mask.sum()) for t in truth]))
+        for mask in (share > threshold for threshold in (0.1, 0.3, 0.5))
+    )
+    fewest = table[(table.dataset == dataset) & (table.n_train == min(table.n_train))]
+    most = table[(table.dataset == dataset) & (table.n_train == max(table.n_train))]
+    heads = [*EXPERIMENT.heads]
+    assert most[most.method.isin(heads)]["mean"].min() > 100 * constant + 10
+    assert fewest[fewest.method.isin(heads)]["mean"].min() > 100 * constant
+
+
+def test_the_loss_of_the_diffusion_model_falls() -> None:
+    losses = pd.read_csv(RESULTS / "backbones" / "ddpm" / "losses.csv")
+    validation = losses["validation"].dropna()
+    assert validation.iloc[-1] < 0.8 * validation.iloc[0]
+    assert validation.min() == pytest.approx(validation.iloc[-1], rel=0.1)
