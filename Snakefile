@@ -9,7 +9,7 @@ min_version("9.27")
 
 
 # An experiment is one whole file: another one replaces config.yaml instead of being merged into it.
-if "datasets" not in config:
+if not workflow.config_settings.configfiles:
 
     configfile: "config.yaml"
 
@@ -48,6 +48,10 @@ include: "rules/features.smk"
 include: "rules/heads.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
+
+
+onstart:
+    begin_run()
 
 
 onsuccess:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from tedm import backbones
+from tedm.checkpoint import channels_last
 from tedm.config import FeaturesConfig
 from tedm.data import prepared
-from tedm.diffusion.checkpoint import channels_last
 from tedm.diffusion.schedule import Schedule
 from tedm.features import check
 from tedm.features.extract import extract

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tedm import unet
-from tedm.diffusion.checkpoint import channels_last
+from tedm.checkpoint import channels_last
 from tedm.diffusion.schedule import Schedule
 
 HEADS, CHANNELS = unet.ATTENTION_HEADS, unet.HEAD_CHANNELS

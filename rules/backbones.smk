@@ -18,10 +18,10 @@ rule train_backbone:
         "<benchmarks>/backbones/{backbone}.tsv"
     wildcard_constraints:
         backbone=of_type("ddpm"),
+    priority: 100  # everything waits for it
     conda:
         "../envs/tedm.yaml"
     threads: 8
-    priority: 100  # everything waits for it
     resources:
         gpu=EXPERIMENT.gpus,
         mem_mb=lambda w, attempt: 3000 * attempt,
@@ -36,6 +36,10 @@ rule train_backbone:
 
 rule import_backbone:
     """Take over a checkpoint of the authors' code."""
+    input:
+        checkpoint=lambda w: str(
+            Path(EXPERIMENT.data_root, EXPERIMENT.backbones[w.backbone].path)
+        ),
     output:
         weights="<results>/backbones/{backbone}/model.safetensors",
         config="<results>/backbones/{backbone}/config.json",
@@ -53,9 +57,6 @@ rule import_backbone:
         mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
-        checkpoint=lambda w: str(
-            Path(EXPERIMENT.data_root, EXPERIMENT.backbones[w.backbone].path)
-        ),
         directory=lambda w, output: directory_of(output.digest),
     shell:
-        "tedm backbone import {params.checkpoint:q} --out {params.directory} 2>&1 | tee {log}"
+        "tedm backbone import {input.checkpoint:q} --out {params.directory} 2>&1 | tee {log}"

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from snakemake.exceptions import WorkflowError
 
 from tedm import config as settings
+from tedm.data.splits import shipped
 from tedm.digests import canonical_json
 from tedm.errors import TedmError
 
@@ -21,6 +23,9 @@ TRAIN_ON = EXPERIMENT.evaluation.train_on
 TEST_ON = EXPERIMENT.evaluation.test_on
 TRAIN_SIZES = EXPERIMENT.evaluation.train_sizes
 SEEDS = EXPERIMENT.evaluation.seeds
+RUN_LOCK = FileLock(
+    Path(RESULTS, ".run.lock")
+)  # freed by the system when this process dies
 
 
 def one_of(names):
@@ -51,6 +56,16 @@ def manifests_of(head, datasets):
 def data_of(datasets):
     """Prepared data sets; their summaries are the tracked inputs, since they hold the digests."""
     return [f"{RESULTS}/data/{dataset}.h5" for dataset in datasets]
+
+
+def split_file(dataset):
+    """The CSV that splits a data set, where it is the user's own."""
+    file = EXPERIMENT.datasets[dataset].split.file
+    return (
+        []
+        if file is None or file in shipped()
+        else [str(Path(EXPERIMENT.data_root, file))]
+    )
 
 
 def prepare_spec(dataset):
@@ -161,6 +176,18 @@ def segmentations_spec():
         "n": figure_size(),
         "seed": SEEDS[0],
     }
+
+
+def begin_run():
+    """Refuse to run beside another run: Snakemake would delete outputs under its feet."""
+    Path(RESULTS).mkdir(parents=True, exist_ok=True)
+    try:
+        RUN_LOCK.acquire(timeout=0)
+    except Timeout:
+        raise WorkflowError(
+            f"{RESULTS}: another snakemake is running on these results; wait for it, or choose another"
+            " `results` directory"
+        ) from None
 
 
 def announce_results():

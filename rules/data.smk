@@ -3,6 +3,8 @@
 
 rule prepare_data:
     """Read a data set from its source, resize it, split it and write it as one HDF5 file."""
+    input:
+        split=lambda w: split_file(w.dataset),
     output:
         data="<results>/data/{dataset}.h5",
         summary="<results>/data/{dataset}.json",

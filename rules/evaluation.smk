@@ -42,7 +42,10 @@ rule score_supervised:
     input:
         data=ancient(data_of(TEST_ON)),
         summaries=[f"{RESULTS}/data/{dataset}.json" for dataset in TEST_ON],
-        model="<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors",
+        model=ancient(
+            "<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors"
+        ),
+        digest="<results>/baselines/{baseline}/n{n}/seed{seed}/digest.json",
     output:
         scores=expand(
             "<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.csv",

@@ -35,6 +35,8 @@ rule fit_supervised:
         summary=f"{RESULTS}/data/{TRAIN_ON}.json",
     output:
         model="<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors",
+        config="<results>/baselines/{baseline}/n{n}/seed{seed}/config.json",
+        digest="<results>/baselines/{baseline}/n{n}/seed{seed}/digest.json",
     log:
         "<logs>/baselines/{baseline}/n{n}/seed{seed}.log",
     benchmark:

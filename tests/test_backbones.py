@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from tedm import backbones, supervised
+from tedm import backbones, checkpoint, supervised
 from tedm.config import DDPMConfig, DiffusionConfig, OptimizerConfig
 from tedm.data import prepared
-from tedm.diffusion import checkpoint
 from tedm.diffusion.official import import_checkpoint
 from tedm.diffusion.schedule import Schedule
 from tedm.diffusion.train import train_backbone
@@ -366,6 +365,9 @@ TINY = DDPMConfig(
 )  # fmt: skip
 
 
+DECLARED = {"model.safetensors", "config.json", "digest.json", "losses.csv", "samples.png"}
+
+
 def write_data(path: Path, splits: list[str], subjects: list[str] | None = None, size: int = 16) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (len(splits), 1, size, size), np.uint8)
     ids = [f"i{i}" for i in range(len(splits))]
@@ -389,9 +391,7 @@ def trained(data, tmp_path_factory) -> Path:
 
 
 def test_a_trained_backbone_has_its_files_and_loads(trained):
-    assert {p.name for p in trained.iterdir()} >= {
-        "model.safetensors", "config.json", "digest.json", "losses.csv", "samples.png", "state",
-    }  # fmt: skip
+    assert {p.name for p in trained.iterdir()} >= {*DECLARED, "state"}
     backbone = backbones.load(trained)
     assert backbone.digest == json.loads((trained / "digest.json").read_text())["digest"]
     description = json.loads((trained / "config.json").read_text())
@@ -431,6 +431,25 @@ def test_no_steps_give_random_weights_as_a_control(data, tmp_path):
     train_backbone(data, control, 0, tmp_path / "random")
     assert backbones.load(tmp_path / "random").layer_shapes["up1"] == (8, 16, 16)
     assert not (tmp_path / "random/state").exists()
+    assert {p.name for p in (tmp_path / "random").iterdir()} >= DECLARED
+
+
+def test_a_finished_training_makes_deleted_outputs_again(data, tmp_path):
+    train_backbone(data, TINY, 0, tmp_path)
+    first = {name: (tmp_path / name).read_bytes() for name in DECLARED}
+    for name in DECLARED:
+        (tmp_path / name).unlink()
+    train_backbone(data, TINY, 0, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in DECLARED} == first
+
+
+@pytest.mark.parametrize(("samples", "size"), [(0, (70, 70)), (4, (84, 34)), (25, (192, 88))])
+def test_the_grid_of_samples_has_real_images_and_as_many_drawn_ones_as_asked(data, tmp_path, samples, size):
+    from PIL import Image
+
+    settings = TINY.model_copy(update={"samples": samples})  # of 18 images of 16 × 16, 2 pixels apart
+    train_backbone(data, settings, 0, tmp_path)
+    assert Image.open(tmp_path / "samples.png").size == size
 
 
 def test_samples_can_be_drawn_from_a_backbone_in_both_ways(trained, tmp_path):

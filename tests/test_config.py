@@ -23,7 +23,7 @@ VALID: dict[str, Any] = {
     },
     "backbones": {"ddpm": {"type": "ddpm", "data": "cxr"}},
     "heads": {"TEDM": {"type": "mlp", "combine": "share"}},
-    "evaluation": {"train_on": "cxr", "test_on": ["cxr"]},
+    "evaluation": {"train_on": "cxr", "test_on": ["cxr"], "train_sizes": [1, 3]},
 }
 
 
@@ -80,6 +80,27 @@ def test_every_experiment_that_ships_is_valid(path: Path) -> None:
         (lambda v: v["heads"]["TEDM"].update(readings={"TEDM": [1]}), ["TEDM stands for two methods"]),
         (lambda v: v["evaluation"].update(test_on=["b"]), ["evaluation.test_on[0]", "cxr"]),
         (lambda v: v["evaluation"].update(train_sizes=[0]), ["evaluation.train_sizes[0]"]),
+        (
+            lambda v: v["evaluation"].update(seeds=[-1]),
+            ["evaluation.seeds[0]", "greater than or equal to 0"],
+        ),
+        (lambda v: v["evaluation"].update(train_sizes=[4]), ["train_sizes[0]: 4 is more than the 3"]),
+        (lambda v: v["datasets"]["cxr"]["split"].update(test=4), ["datasets.cxr.split: asks for 10"]),
+        (
+            lambda v: v["datasets"]["cxr"]["split"].update(test=0),
+            ["evaluation.test_on[0]: cxr has no images"],
+        ),
+        (lambda v: v["heads"]["TEDM"].update(learning_rate=float("nan")), ["heads.TEDM.learning_rate"]),
+        (lambda v: v["heads"]["TEDM"].update(hidden=[0]), ["heads.TEDM.hidden[0]"]),
+        (lambda v: v["heads"]["TEDM"].update(type="nowhere:Head"), ["heads.TEDM.type", "PYTHONPATH"]),
+        (lambda v: v.update(heads={}), ["at least one head or baseline"]),
+        (lambda v: v.update(features={"layers": ["up9"]}), ["features.layers[0]: no layer up9"]),
+        (lambda v: v.update(results="a b"), ["results"]),
+        (lambda v: v["backbones"]["ddpm"].update(multipliers=[0, 1]), ["backbones.ddpm.multipliers[0]"]),
+        (
+            lambda v: v["backbones"]["ddpm"].update(training={"accumulate": 3}),
+            ["backbones.ddpm.training.accumulate: does not divide"],
+        ),
         (lambda v: v["evaluation"].update(seeds=[1, 1]), ["evaluation.seeds", "twice"]),
         (lambda v: v.update(image={"size": 36}), ["image.size", "multiple of 8", "backbones.ddpm"]),
         (lambda v: v["backbones"].update({"a/b": {}}), ["backbones"]),

@@ -125,7 +125,8 @@ def rows(seed=0, method="TEDM", **labels):
     truth[0, 0] = 0
     found = evaluation.scores(predicted, truth, ["001", "NA", "3.0", "d", "e", "nan"], CLASSES)
     return evaluation.labelled(
-        found, **{"dataset": "jsrt", "method": method, "n_train": 3, "seed": 0} | labels
+        found,
+        **{"dataset": "jsrt", "method": method, "n_train": 3, "seed": 0, "synthetic": True} | labels,
     )
 
 

@@ -4,7 +4,9 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -46,22 +48,58 @@ def test_broken_json_is_named(tmp_path: Path, content: str) -> None:
         files.read_json(path)
 
 
+def test_two_writers_of_a_file_share_no_partial_file(tmp_path: Path) -> None:
+    """Not even with the same process id, which two machines can give to their processes."""
+    path = tmp_path / "a.txt"
+    with files.whole(path) as one, files.whole(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def hold(path: Path, held: Path) -> None:
     with files.only_one(path, "it"):
         held.touch()
         time.sleep(60)
 
 
-def test_a_lock_is_exclusive_and_dies_with_its_process(tmp_path: Path) -> None:
-    path, held = tmp_path / "a", tmp_path / "held"
+def start_holding(path: Path) -> SpawnProcess:
+    held = path.with_name("held")
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(path, held))
     process.start()
     while not held.exists():
         time.sleep(0.01)
+    return process
+
+
+def test_a_lock_is_exclusive_and_dies_with_its_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a"
+    process = start_holding(path)
     with pytest.raises(TedmError, match="another process"), files.only_one(path, "it", patience=0):
         pass
+    assert not capsys.readouterr().err  # an error, no wait
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     with files.only_one(path, "it", patience=5):
         pass
+    assert not capsys.readouterr().err
+
+
+def test_who_waits_for_another_process_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a"
+    process = start_holding(path)
+    try:
+        with pytest.raises(TedmError, match="another process"), files.only_one(path, "it", patience=0.1):
+            pass
+        assert capsys.readouterr().err == f"{path}: waiting for another process that makes it\n"
+        threading.Timer(0.2, process.kill).start()
+        with files.only_one(path, "it"):
+            pass
+    finally:
+        process.kill()
+        process.join()
+    assert capsys.readouterr().err == f"{path}: waiting for another process that makes it\n"

@@ -19,6 +19,7 @@ from tedm.data.prepare import in_order, prepare
 from tedm.data.prepared import PreparedSet
 from tedm.data.preprocess import image_to_square, mask_to_square
 from tedm.errors import TedmError
+from tedm.seeds import seed_of
 
 SIZE = 8
 
@@ -39,9 +40,12 @@ def save(root, folder, name, array, **options):
     image.save(root / folder / name, **options)
 
 
-def run(root, *, split=None, size=SIZE, channels=1, classes=("lungs",), masks=True, threads=2, **source):
+def run(
+    root, *, label="Mine", split=None, size=SIZE, channels=1, classes=("lungs",), masks=True, threads=2,
+    **source,
+):  # fmt: skip
     dataset = DatasetConfig(
-        label="Mine",
+        label=label,
         source=FolderSource(type="folder", images="images", masks="masks" if masks else None, **source),
         split=split or SplitConfig(test=1.0),
     )
@@ -230,12 +234,21 @@ def test_the_sidecar_tells_digest_and_counts(tmp_path):
     with run(tmp_path, masks=False, split=SplitConfig(train=2, test=1), licence="mine", cite="me") as data:
         assert json.loads((tmp_path / "out/mine.json").read_text()) == {
             "digest": data.digest,
-            "label": "Mine",
             "classes": ["lungs"],
             "synthetic": False,
             "splits": {"train": 2, "val": 0, "test": 1, "unlabelled": 0},
         }
         assert (data.licence, data.cite) == ("mine", "me")
+
+
+def test_names_for_people_change_nothing_in_the_sidecar(tmp_path):
+    """So that another label makes no rule below run again."""
+    save(tmp_path, "images", "a.png", picture())
+    sidecars = []
+    for words in ({}, {"label": "Another", "licence": "other", "cite": "you"}):
+        run(tmp_path, masks=False, split=SplitConfig(train=1), **words).close()
+        sidecars.append((tmp_path / "out/mine.json").read_bytes())
+    assert sidecars[0] == sidecars[1]
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
@@ -496,9 +509,21 @@ def test_phantoms_are_prepared_and_called_synthetic(tmp_path):
         assert "synthetic" in data.source
         assert (len(data.rows("train")), len(data.rows("test")), len(data)) == (3, 2, 5)
         index = int(data.ids[1].rsplit("-", 1)[1])
-        image, mask = draw("jsrt", index, 16, 5)
+        image, mask = draw("jsrt", index, 16, seed_of(5, "p"))
         assert_array_equal(np.rint(data.images([1])[0, 0] * 255), image)
         assert_array_equal(data.masks([1])[0, 0], mask)
+
+
+def test_two_data_sets_of_one_site_have_no_image_in_common(tmp_path):
+    source = PhantomSource(type="phantom", site="jsrt", count=8)
+    dataset = DatasetConfig(label="Phantoms", source=source, split=SplitConfig(train=8))
+    seen = []
+    for name in ("a", "b"):
+        out = tmp_path / f"{name}.h5"
+        prepare(dataset, name, ImageConfig(size=16), 5, tmp_path, out, tmp_path / f"{name}.json")
+        with PreparedSet(out) as data:
+            seen += [image.tobytes() for image in data.images(range(8))]
+    assert len(set(seen)) == 16
 
 
 def test_phantoms_have_one_channel_and_class(tmp_path):

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -11,9 +13,17 @@ import safetensors.numpy
 import torch
 import torch.nn.functional as F
 from sklearn.ensemble import HistGradientBoostingClassifier
+from tiny_backbone import SIZE, backbone, data_set
 
+from tedm import fitting, scoring
+from tedm.config import FeaturesConfig
+from tedm.data import prepared
 from tedm.errors import TedmError
+from tedm.features.extract import extract
+from tedm.features.reader import FeatureStore
+from tedm.files import read_json, write_json
 from tedm.heads import ArrayFeatures, Head, create, load
+from tedm.heads.base import load_arrays, save_arrays
 
 SHAPES = {"up0": (3, 2, 2), "up1": (2, 4, 4)}
 TIMESTEPS = (1, 50)
@@ -205,33 +215,101 @@ def saved(tmp_path):
     return path
 
 
+AGAIN = "fit it again: delete it and run the same command"
+
+
 def test_a_file_that_is_cut_off_foreign_or_missing_is_named(saved, tmp_path):
     with pytest.raises(TedmError, match=r"nothing\.safetensors: no such file"):
         load(tmp_path / "nothing.safetensors")
     content = saved.read_bytes()
     for cut in (0, 5, 100, len(content) - 1):
         saved.write_bytes(content[:cut])
-        with pytest.raises(TedmError, match=r"head\.safetensors: not a safetensors file, or cut off"):
+        with pytest.raises(TedmError, match=rf"head\.safetensors: damaged.*{AGAIN}"):
             load(saved)
     safetensors.numpy.save_file({"x": np.zeros(1)}, saved)
+    with pytest.raises(TedmError, match=rf"head\.safetensors: .*{AGAIN}"):
+        load(saved)
+    save_arrays(saved, {"x": np.zeros(1)}, {"format": "another"})
     with pytest.raises(TedmError, match="not a head of this version"):
         load(saved)
 
 
 def test_a_file_without_its_arrays_is_named(saved):
-    with safetensors.safe_open(saved, "numpy") as file:
-        metadata = file.metadata()
-    safetensors.numpy.save_file({"x": np.zeros(1)}, saved, metadata)
-    with pytest.raises(TedmError, match=r"head\.safetensors: incomplete or damaged"):
+    save_arrays(saved, {"x": np.zeros(1)}, load_arrays(saved)[1])
+    with pytest.raises(TedmError, match=rf"head\.safetensors: damaged.*{AGAIN}"):
         load(saved)
+
+
+@pytest.mark.parametrize("key", ["type", "settings", "layer_shapes", "present", "seed"])
+@pytest.mark.parametrize("change", ["missing", "another type"])
+def test_a_header_that_lacks_something_is_named(key, change, saved):
+    arrays, about = load_arrays(saved)
+    if change == "missing":
+        del about[key]
+    else:
+        about[key] = None
+    save_arrays(saved, arrays, about)
+    with pytest.raises(TedmError, match=rf"head\.safetensors: damaged.*{AGAIN}"):
+        load(saved)
+
+
+def test_a_header_that_is_no_json_is_named(saved):
+    safetensors.numpy.save_file({"x": np.zeros(1)}, saved, {"tedm": '{"format": '})
+    with pytest.raises(TedmError, match=rf"head\.safetensors: damaged.*{AGAIN}"):
+        load(saved)
+
+
+def test_no_byte_of_a_head_can_change_unseen(saved):
+    content = saved.read_bytes()
+    for place in range(0, len(content), 13):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        saved.write_bytes(flipped)
+        with pytest.raises(TedmError, match=rf"head\.safetensors: .*{AGAIN}"):
+            load(saved)
+
+
+def test_a_head_is_a_file_like_any_other(saved):
+    plain = saved.with_name("plain")
+    plain.touch()
+    assert saved.stat().st_mode == plain.stat().st_mode
+
+
+def test_the_same_head_is_the_same_bytes_in_every_process(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from tedm.heads import ArrayFeatures, create
+shapes = {"b": (2, 4, 4), "a": (3, 2, 2)}
+rng = np.random.default_rng(0)
+arrays = {(t, k): rng.standard_normal((4, *s), np.float32) for t in (1, 2) for k, s in shapes.items()}
+masks = (np.arange(64).reshape(4, 1, 4, 4) % 3 == 0).astype(np.uint8)
+head = create("ridge", {"standardise": "channel", "C": 0.1}, [1, 2], ["b", "a"], 0)
+features, state = ArrayFeatures(arrays, (4, 4)), Path(sys.argv[1] + ".state")
+head.fit(features, masks, range(4), [], masks[:0], workdir=state)
+head.save(Path(sys.argv[1]), classes=["lungs"], backbone_digest="abc")
+"""
+    written = []
+    for seed in ("1", "2"):
+        file = tmp_path / f"{seed}.safetensors"
+        subprocess.run(
+            [sys.executable, "-c", code, str(file)],
+            check=True,
+            capture_output=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        )
+        written.append(file.read_bytes())
+    assert written[0] == written[1]
 
 
 def test_the_header_is_json_that_anything_can_read(saved):
     with safetensors.safe_open(saved, "numpy") as file:
-        about = json.loads(file.metadata()["head"])
+        about = json.loads(file.metadata()["tedm"])
     assert about["type"] == "ridge"
     assert about["timesteps"] == [1, 50]
     assert about["layer_shapes"] == {"up0": [3, 2, 2], "up1": [2, 4, 4]}
+    assert about["synthetic"] is None
 
 
 def test_loading_imports_no_estimator_from_outside_scikit_learn(tmp_path, monkeypatch):
@@ -240,15 +318,141 @@ def test_loading_imports_no_estimator_from_outside_scikit_learn(tmp_path, monkey
     features, masks = draw()
     path = tmp_path / "head.safetensors"
     fit("sklearn", features, masks, tmp_path).save(path)
-    state = safetensors.numpy.load_file(path)
-    with safetensors.safe_open(path, "numpy") as file:
-        metadata = file.metadata()
-    about = json.loads(metadata["head"])
+    state, about = load_arrays(path)
     about["settings"]["estimator"] = "evil_estimator.Classifier"
-    safetensors.numpy.save_file(state, path, metadata | {"head": json.dumps(about)})
+    save_arrays(path, state, about)
     with pytest.raises(TedmError, match=r"needs evil_estimator\.Classifier"):
         load(path)
     assert "evil_estimator" not in sys.modules
+
+
+# ── features on disk ──
+
+
+@pytest.fixture
+def store(tmp_path):
+    data = data_set(tmp_path / "tiny.h5", images=4)
+    for timestep in TIMESTEPS:
+        extract(
+            backbone(),
+            data,
+            tmp_path / "tiny.zarr",
+            tmp_path / f"t{timestep}.json",
+            timestep,
+            FeaturesConfig(),
+            0,
+        )
+    return tmp_path / "tiny.zarr"
+
+
+def draw_masks(n: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2, (n, 1, SIZE, SIZE)).astype(np.uint8)
+
+
+def change_group(store, change) -> None:
+    file = store / "t0050" / "zarr.json"
+    metadata = read_json(file)
+    change(metadata["attributes"]["shards"])
+    write_json(file, metadata)
+
+
+def test_a_head_says_why_features_are_not_there_and_what_makes_them(store, tmp_path):
+    again = r"(.|\n)*snakemake --cores all --forcerun extract_features"
+    features = FeatureStore.open(store)
+    head = fit("ridge", features, draw_masks(), tmp_path / "state")
+    with pytest.raises(TedmError, match=f"no t0999/up0 .*timesteps: t0001, t0050{again}"):
+        fit("ridge", features, draw_masks(), tmp_path, timesteps=[1, 999])
+    with pytest.raises(TedmError, match=f"no t0001/up7 .*layers: up0, up1{again}"):
+        fit("ridge", features, draw_masks(), tmp_path, layers=["up0", "up7"])
+    change_group(store, lambda shards: shards.update({"t0050/up0": [None]}))
+    features = FeatureStore.open(store)
+    for layers in (["up0"], None):
+        with pytest.raises(TedmError, match=f"t0050/up0 is not complete: 0 of 1 shards{again}"):
+            fit("ridge", features, draw_masks(), tmp_path, layers=layers)
+    with pytest.raises(TedmError, match="t0050/up0 is not complete"):
+        head.predict_proba(features, [0])
+    with pytest.raises(TedmError, match=f"no such feature store{again}"):
+        FeatureStore.open(tmp_path / "gone.zarr")
+
+
+def test_a_stale_timestep_is_called_stale(store, tmp_path):
+    data = tmp_path / "tiny.h5"
+    extract(backbone(seed=1), data, store, tmp_path / "t1.json", 1, FeaturesConfig(), 0)
+    with pytest.raises(TedmError, match=r"t0050/up0 is stale: its backbone_digest"):
+        fit("ridge", FeatureStore.open(store), draw_masks(), tmp_path)
+
+
+def test_a_head_knows_whether_it_learned_from_synthetic_images(store, tmp_path):
+    path = tmp_path / "head.safetensors"
+    fit("ridge", FeatureStore.open(store), draw_masks(), tmp_path).save(path)
+    assert load(path).synthetic is True
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_a_fitted_and_scored_head_leaves_no_state_and_says_what_the_data_are(synthetic, tmp_path):
+    rng, data = np.random.default_rng(0), tmp_path / "data" / "tiny.h5"
+    data.parent.mkdir()
+    names = [f"image{i}" for i in range(4)]
+    prepared.write(
+        data,
+        "Tiny",
+        list(rng.integers(0, 256, (4, 1, SIZE, SIZE), dtype=np.uint8)),
+        list(draw_masks()),
+        names,
+        names,
+        ["train", "train", "val", "test"],
+        ["lungs"],
+        intensity_range=(0, 255),
+        synthetic=synthetic,
+        source="drawn by a test",
+        licence="none",
+        cite="",
+    )
+    features = tmp_path / "features"
+    extract(backbone(), data, features / "tiny.zarr", features / "tiny.t0050.json", 50, FeaturesConfig(), 0)
+    digest = tmp_path / "digest.json"
+    write_json(digest, {"digest": backbone().digest})
+    spec = {
+        "name": "Ridge",
+        "type": "ridge",
+        "settings": {},
+        "timesteps": [50],
+        "layers": None,
+        "n": 2,
+        "seed": 0,
+        "experiment_seed": 0,
+    }
+    head = tmp_path / "head" / "head.safetensors"
+    fitting.fit_head(spec, data, str(features / "tiny.zarr"), digest, head)
+    assert [path.name for path in head.parent.iterdir()] == ["head.safetensors"]
+    assert load(head).synthetic is synthetic
+
+    asked = {"method": "Ridge", "readings": {}, "datasets": ["tiny"], "n": 2, "seed": 0}
+    scoring.score_head(asked, head, data.parent, str(features), tmp_path / "scores")
+    file = tmp_path / "scores" / "tiny.npz"
+    with np.load(file) as archive:
+        assert bool(archive["synthetic"]) is synthetic
+    ids, masks = scoring.read_masks(file)
+    assert (ids, masks["Ridge"].shape) == (["image3"], (1, 1, SIZE, SIZE))
+
+    content = file.read_bytes()
+    for place in range(0, len(content), 5):
+        flipped = bytearray(content)
+        flipped[place] ^= 255
+        file.write_bytes(flipped)
+        try:
+            found = scoring.read_masks(file)
+        except TedmError:
+            continue
+        assert found[0] == ids  # a byte of a date, say
+        np.testing.assert_array_equal(found[1]["Ridge"], masks["Ridge"])
+    for damaged in (b"", content[:40], content[:-5], b"no archive"):
+        file.write_bytes(damaged)
+        with pytest.raises(TedmError, match=r"tiny\.npz: damaged.*snakemake --cores all .*tiny\.npz"):
+            scoring.read_masks(file)
+    np.savez(file.open("wb"), ids=np.array(["a"]))
+    with pytest.raises(TedmError, match=r"tiny\.npz: damaged"):
+        scoring.read_masks(file)
 
 
 # ── scikit-learn ──
@@ -283,3 +487,19 @@ def test_an_estimator_that_is_no_classifier_is_named(estimator, tmp_path):
     features, masks = draw()
     with pytest.raises(TedmError, match=re.escape(estimator)):
         fit("sklearn", features, masks, tmp_path, settings={"estimator": estimator})
+
+
+def test_wrong_parameters_of_an_estimator_are_named_with_the_right_ones(tmp_path, monkeypatch):
+    features, masks = draw()
+    kind = type(create("sklearn", KINDS["sklearn"], TIMESTEPS))
+    monkeypatch.setattr(kind, "_values", lambda *_: pytest.fail("features were read"))
+    settings = {"estimator": "sklearn.linear_model.LogisticRegression", "parameters": {"CC": 1}}
+    with pytest.raises(TedmError, match=r"sklearn\.linear_model\.LogisticRegression.* CC.*max_iter"):
+        fit("sklearn", features, masks, tmp_path, settings=settings)
+
+
+def test_a_parameter_of_a_wrong_value_is_named(tmp_path):
+    features, masks = draw()
+    settings = {"parameters": {"max_iter": "many"}}
+    with pytest.raises(TedmError, match=r"HistGradientBoostingClassifier.*max_iter"):
+        fit("sklearn", features, masks, tmp_path, settings=settings)

@@ -229,6 +229,16 @@ def test_a_killed_training_goes_on_and_gives_the_bits_of_an_undisturbed_one(pixe
         np.testing.assert_array_equal(array, resumed[name])
 
 
+def test_a_damaged_member_is_trained_again(tmp_path, capsys):
+    features, masks = draw_features(4), draw_masks(4, 1)
+    undisturbed = fit(tmp_path, features, masks, 3).state()
+    (tmp_path / "member0.safetensors").write_bytes(b"")
+    for name, array in fit(tmp_path, features, masks, 3).state().items():
+        np.testing.assert_array_equal(array, undisturbed[name])
+    assert "member0.safetensors" in (err := capsys.readouterr().err)
+    assert "made again" in err
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_members_vote_with_one_vote_each_and_a_tie_is_background(classes, tmp_path):
     features, masks = draw_features(4), draw_masks(4, classes)

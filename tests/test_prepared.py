@@ -151,6 +151,7 @@ def test_the_digest_tells_content_but_not_names_for_people(tmp_path):
         digest(masks=None),
         digest(ids=parts["ids"][::-1]),
         digest(splits=["train"] * N),
+        digest(subjects=parts["ids"]),
         digest(intensity_range=(0, 100)),
     ]
     assert len({first, *changed}) == 1 + len(changed)

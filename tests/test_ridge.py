@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -19,7 +19,7 @@ TIMESTEPS = (1, 50)
 
 
 def draw_features(
-    n: int, shapes: dict[str, tuple[int, int, int]], size: tuple[int, int], seed: int
+    n: int, shapes: dict[str, tuple[int, int, int]], size: tuple[int, int], seed: int, dtype=np.float32
 ) -> ArrayFeatures:
     """Correlated channels with offsets and scales of their own, as a network's are."""
     rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def draw_features(
                 "ck,nkhw->nchw", rng.standard_normal((c, 4)), rng.standard_normal((n, 4, h, w))
             )
             z = mixed + 0.3 * rng.standard_normal((n, c, h, w)) + 3 * rng.standard_normal((c, 1, 1))
-            arrays[t, layer] = (z * rng.uniform(0.1, 10, (c, 1, 1))).astype(np.float32)
+            arrays[t, layer] = (z * rng.uniform(0.1, 10, (c, 1, 1))).astype(dtype)
     return ArrayFeatures(arrays, size)
 
 
@@ -124,12 +124,14 @@ shapes = st.dictionaries(
     mode=st.sampled_from(["bilinear", "nearest"]),
     standardise=st.sampled_from(["channel", "pixel"]),
     memory=st.sampled_from([0, 2**30]),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
     seed=st.integers(0, 2**31),
 )
+@example({"up0": (2, 3, 3)}, (5, 5), 3, "bilinear", "channel", 2**30, np.float64, 0)
 def test_the_operator_equals_the_matrix_of_standardised_upsampled_pixels(
-    shapes, size, n, mode, standardise, memory, seed
+    shapes, size, n, mode, standardise, memory, dtype, seed
 ):
-    features = draw_features(n, shapes, size, seed)
+    features = draw_features(n, shapes, size, seed, dtype)
     x = upsampled(features, range(n), 50, mode)
     axes = (0, 2, 3) if standardise == "channel" else 0
     mean, std = x.mean(axes, keepdims=True), x.std(axes, keepdims=True)
@@ -151,6 +153,22 @@ def test_the_operator_equals_the_matrix_of_standardised_upsampled_pixels(
     np.testing.assert_allclose(back.numpy(), x.T @ pixels(r), rtol=0, atol=1e-6)
     some = torch.from_numpy(np.sort(rng.integers(0, len(x), 5)))
     np.testing.assert_allclose(design.sample(some).numpy(), x[some.numpy()], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("C", [1e4, 1e8])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_penalty_that_hardly_counts_is_solved_too(C, classes, tmp_path):
+    wide = {"up0": (40, 2, 2), "up1": (30, 4, 4)}  # more unknowns than pixels
+    features = draw_features(1, wide, (8, 8), seed=1)
+    masks = draw_masks(features, classes, seed=1)
+    head = create("ridge", {"C": C}, TIMESTEPS, None, seed=0)
+    head.fit(features, masks, [0], [], masks[:0], workdir=tmp_path)
+    label = (masks * np.arange(1, classes + 1)[:, None, None]).sum(1).ravel()
+    x = StandardScaler().fit_transform(pixels(upsampled(features, [0], TIMESTEPS[0], "bilinear")))
+    truth = LogisticRegression(C=C, tol=1e-8, max_iter=100_000).fit(x, label)
+    ours = head.predict_steps(features, [0])[0, 0]
+    theirs = truth.predict_proba(x)[:, 1:].T.reshape(ours.shape)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02)
 
 
 def test_where_features_are_kept_does_not_change_a_single_bit(tmp_path):
@@ -193,6 +211,25 @@ def test_a_killed_fit_goes_on_and_gives_what_an_undisturbed_one_gives(tmp_path, 
     assert len(calls) == 3  # two before, of which one finished; one after
     for name, array in undisturbed.items():
         np.testing.assert_array_equal(array, resumed[name])
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_damaged_timestep_is_solved_again(kept, tmp_path, capsys):
+    features = draw_features(4, SHAPES, (8, 8), seed=4)
+    masks = draw_masks(features, 1, seed=4)
+
+    def fit():
+        return create("ridge", {}, TIMESTEPS, None, 0).fit(
+            features, masks, range(4), [], masks[:0], workdir=tmp_path
+        )
+
+    undisturbed = fit().state()
+    file = tmp_path / "t0050.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    for name, array in fit().state().items():
+        np.testing.assert_array_equal(array, undisturbed[name])
+    assert "t0050.safetensors" in (err := capsys.readouterr().err)
+    assert "made again" in err
 
 
 def test_a_finished_timestep_of_other_data_is_solved_again(tmp_path):

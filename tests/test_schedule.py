@@ -169,7 +169,8 @@ def test_a_perfect_network_draws_from_the_distribution_of_the_data(way):
     drawn = moments[-1].following
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.02)
     assert float(drawn.std()) == pytest.approx(0.5, abs=0.03)
-    assert [m.timestep for m in moments] == list(range(199, -1, -1))
+    last = 199 if way == "ddpm" else max(t for t in range(200) if schedule.signal[t] >= 0.05)
+    assert [m.timestep for m in moments] == list(range(last, -1, -1))
 
 
 def test_one_ancestral_step_has_the_mean_and_variance_of_the_posterior():
@@ -191,15 +192,15 @@ def test_one_ancestral_step_has_the_mean_and_variance_of_the_posterior():
     assert float(normalised.std()) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 50])
-def test_ddim_visits_so_many_timesteps_from_the_last_to_the_first(steps):
+@pytest.mark.parametrize("steps", [1, 2, 7, 48])
+def test_ddim_visits_so_many_timesteps_from_the_last_with_a_signal_to_the_first(steps):
     schedule = Schedule(50, "cosine")
     moments = list(sample.ddim(lambda x, t: x, schedule, "noise", sample.start(1, (1, 4, 4), 0), steps))
     visited = [m.timestep for m in moments]
     assert len(visited) == steps
     assert visited == sorted(set(visited), reverse=True)
-    assert visited[0] == 49
-    assert visited[-1] == (0 if steps > 1 else 49)
+    assert visited[0] == 47  # sqrt(alpha_bar) is 0.03 at 48
+    assert visited[-1] == (0 if steps > 1 else 47)
     assert all(m.x0.abs().max() <= 1 for m in moments)
 
 

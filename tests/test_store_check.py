@@ -194,7 +194,7 @@ def experiment(**head):
             "image": {"size": 16},
             "backbones": {"ddpm": {"type": "ddpm", "data": "tiny", "multipliers": [1, 2]}},
             "heads": {"one": {"type": "ridge", **head}},
-            "evaluation": {"train_on": "tiny", "test_on": ["tiny"]},
+            "evaluation": {"train_on": "tiny", "test_on": ["tiny"], "train_sizes": [1]},
         }
     )
 

@@ -124,6 +124,20 @@ def test_a_finished_run_is_not_repeated(tmp_path):
     assert record.resumed_from == 20
 
 
+def test_a_finished_run_writes_its_log_again(tmp_path):
+    log = tmp_path / "losses.csv"
+    run(tmp_path)
+    first = log.read_bytes()
+    log.unlink()
+    run(tmp_path)
+    assert log.read_bytes() == first
+
+
+def test_a_training_of_no_steps_has_an_empty_log(tmp_path):
+    run(tmp_path, SETTINGS.model_copy(update={"steps": 0}))
+    assert (tmp_path / "losses.csv").read_text() == "step,loss,validation,learning_rate,seconds\n"
+
+
 @pytest.mark.parametrize("change", [{"learning_rate": 0.01}, {"batch_size": 8}, {"ema": 0.99}])
 def test_the_state_of_other_settings_is_not_resumed(tmp_path, change, capsys):
     run(tmp_path)

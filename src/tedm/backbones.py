@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from tedm.diffusion import checkpoint
+from tedm import checkpoint
 from tedm.diffusion.schedule import Schedule
 from tedm.errors import TedmError
 from tedm.unet import LayerShape, UNet

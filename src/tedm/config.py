@@ -2,23 +2,35 @@
 
 import difflib
 import importlib.metadata
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from tedm.digests import canonical_json
 from tedm.errors import TedmError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]  # becomes part of a path
+Directory = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]+$")]  # becomes part of shell commands
+Multipliers = Annotated[list[PositiveInt], Field(min_length=2, max_length=8)]
 STUDY_TIMESTEPS = [1, 10, 25, 50, 200, 400, 600, 800]  # [Rosnati 2023, 4]
 
 
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ── data ────────────────────────────────────────────────────────────────────────────────────────
@@ -81,7 +93,7 @@ class ImageConfig(Section):
 
     size: int = Field(128, ge=8, le=4096)  # pixels; images are square
     channels: int = Field(1, ge=1, le=16)
-    classes: list[str] = ["lungs"]  # names of the mask's classes
+    classes: list[str] = Field(["lungs"], min_length=1)  # names of the mask's classes
 
 
 # ── diffusion backbone ──────────────────────────────────────────────────────────────────────────
@@ -123,7 +135,7 @@ class DDPMConfig(Section):
     validation: float = Field(0.1, gt=0, lt=1)  # share of them kept for the validation loss …
     validation_max: int = Field(512, ge=1)  # … but at most so many images
     width: int = Field(64, ge=8, multiple_of=8)  # channels of the first level
-    multipliers: list[int] = Field([1, 2, 4, 8], min_length=2)  # of the width, one per level
+    multipliers: Multipliers = [1, 2, 4, 8]  # of the width, one per level
     diffusion: DiffusionConfig = DiffusionConfig()
     training: OptimizerConfig = OptimizerConfig()
     samples: int = Field(16, ge=0)  # images drawn from the model for a look at it
@@ -132,10 +144,10 @@ class DDPMConfig(Section):
 
 
 class ImportedConfig(Section):
-    """A checkpoint of the authors' code, or a backbone folder made by this project."""
+    """A checkpoint of the authors' code."""
 
     type: Literal["imported"]
-    path: str  # file or folder, relative to data_root
+    path: str  # checkpoint file, relative to data_root
 
 
 BackboneConfig = Annotated[DDPMConfig | ImportedConfig, Field(discriminator="type")]
@@ -144,7 +156,7 @@ BackboneConfig = Annotated[DDPMConfig | ImportedConfig, Field(discriminator="typ
 class FeaturesConfig(Section):
     """What the store keeps of a backbone's activations."""
 
-    layers: list[str] | None = None  # decoder layers; absent: all of them
+    layers: list[str] | None = Field(None, min_length=1)  # decoder layers; absent: all of them
     dtype: Literal["float16", "float32"] = "float16"
     keep_bits: int | None = Field(None, ge=1, le=23)  # mantissa bits kept by rounding; absent: all
     codec: Literal["none", "zstd", "lz4"] = "zstd"
@@ -153,7 +165,7 @@ class FeaturesConfig(Section):
     input_range: Literal["trained", "official"] = "trained"
     # trained: [-1, 1], as the network saw in training; official: [0, 1], as the authors' code feeds
     images_per_shard: int = Field(64, ge=1)  # images per file
-    batch_size: int = Field(16, ge=1)  # images per forward pass; no effect on the values
+    batch_size: int = Field(16, ge=1)  # images per forward pass (last bits of float32 depend on it)
 
 
 # ── heads ───────────────────────────────────────────────────────────────────────────────────────
@@ -167,13 +179,15 @@ class HeadConfig(BaseModel):
     type: str  # ridge, mlp, …, an entry point of the group tedm.heads, or a path package.module:Class
     backbone: Name | None = None  # absent: the only one
     timesteps: list[int] = Field(default=STUDY_TIMESTEPS, min_length=1)
-    layers: list[str] | None = None  # absent: all that the store keeps
+    layers: list[str] | None = Field(None, min_length=1)  # absent: all that the store keeps
     readings: dict[str, list[int]] = {}  # further methods: the same head, read at these timesteps only
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the head's type."""
-        return dict(self.model_extra or {})
+        """The settings of the head's type, with defaults filled in where the type ships with tedm."""
+        given = dict(self.model_extra or {})
+        known = HEAD_SETTINGS.get(self.type)
+        return known.model_validate(given).model_dump() if known else given
 
 
 class RidgeSettings(Section):
@@ -190,7 +204,7 @@ class MLPSettings(Section):
     """Multi-layer perceptron on every pixel (Baranchuk et al. 2022; Rosnati et al. 2023, 2.2)."""
 
     combine: Literal["concat", "share"]  # all steps concatenated, or one network shared by the steps
-    hidden: list[int] = Field([128, 32], min_length=1)  # [Baranchuk 2022, B]
+    hidden: list[PositiveInt] = Field([128, 32], min_length=1)  # [Baranchuk 2022, B]
     members: int = Field(1, ge=1)  # networks whose votes are counted; LEDM as published has 10
     steps: int = Field(20_000, ge=1)  # [A.3]
     batch_size: int = Field(4, ge=1)  # images [A.3]
@@ -223,7 +237,7 @@ class SupervisedConfig(Section):
 
     type: Literal["supervised"] = "supervised"
     width: int = Field(64, ge=8, multiple_of=8)
-    multipliers: list[int] = Field([1, 2, 4, 8], min_length=2)
+    multipliers: Multipliers = [1, 2, 4, 8]
     training: OptimizerConfig = OptimizerConfig(steps=20_000, batch_size=4)
     augment: bool = True  # random crop, brightness, contrast
 
@@ -239,7 +253,7 @@ class EvaluationConfig(Section):
     train_sizes: list[int] = Field(
         [1, 3, 6, 12, 24, 49, 98, 197], min_length=1
     )  # first n [Rosnati 2023, 3]
-    seeds: list[int] = Field([0], min_length=1)  # of heads and baselines
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)  # of heads and baselines
     level: float = Field(0.05, gt=0, lt=1)  # of the Wilcoxon test behind bold
 
 
@@ -248,7 +262,7 @@ class Experiment(Section):
 
     title: str
     seed: int = Field(0, ge=0)  # every random draw comes from it
-    results: str = "results"  # directory of everything that is made
+    results: Directory = "results"  # directory of everything that is made
     data_root: str = "."  # relative paths of data start here
     gpus: int = Field(0, ge=0)  # GPUs that a training or extraction job asks the scheduler for
     image: ImageConfig = ImageConfig()
@@ -286,6 +300,8 @@ def load(path: Path) -> Experiment:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TedmError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TedmError(f"{path}: cannot be read as a configuration file ({error})") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -301,15 +317,10 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Experiment:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
         raise TedmError("\n".join(_explain(error, values, where))) from None
-    problems = list(_inconsistencies(experiment))
+    problems = list(dict.fromkeys(_inconsistencies(experiment)))
     if problems:
         raise TedmError("\n".join(f"{where}: {problem}" for problem in problems))
     return experiment
-
-
-def head_settings(kind: str, settings: Mapping[str, Any]) -> Section:
-    """Check the settings of a head type that ships with tedm."""
-    return HEAD_SETTINGS[kind].model_validate(dict(settings))
 
 
 def json_schema() -> dict[str, Any]:
@@ -395,9 +406,12 @@ def _resolved(node: dict[str, Any], definitions: dict[str, Any], tag: str) -> di
 
 def _inconsistencies(e: Experiment) -> Iterator[str]:
     yield from _data_inconsistencies(e)
+    yield from _split_inconsistencies(e)
     yield from _network_inconsistencies(e)
     for name, head in e.heads.items():
         yield from _head_inconsistencies(e, name, head)
+    if not e.heads and not e.baselines:
+        yield "heads: give at least one head or baseline"
     for name in sorted(set(e.heads) & set(e.baselines)):
         yield f"baselines.{name}: a head has the same name; give it another"
     methods = e.methods()
@@ -427,10 +441,45 @@ def _data_inconsistencies(e: Experiment) -> Iterator[str]:
             yield f"evaluation.{key}: has the same value twice"
 
 
+def _split_inconsistencies(e: Experiment) -> Iterator[str]:
+    """What the numbers of the splits rule out before any image is read."""
+    for name, dataset in e.datasets.items():
+        split, source = dataset.split, dataset.source
+        drawn = [split.train, split.val, split.test, split.unlabelled]
+        if isinstance(source, PhantomSource):
+            asked = sum(n for n in drawn if isinstance(n, int))
+            if asked > source.count:
+                yield f"datasets.{name}.split: asks for {asked} images, but source.count is {source.count}"
+            if len(e.image.classes) != 1 or e.image.channels != 1:
+                yield f"datasets.{name}.source: phantoms have one channel and one class, the lungs"
+    if len(set(e.image.classes)) < len(e.image.classes):
+        yield "image.classes: has the same name twice"
+    labelled = [("evaluation.train_on", e.evaluation.train_on, "train")]
+    labelled += [(f"evaluation.test_on[{i}]", name, "test") for i, name in enumerate(e.evaluation.test_on)]
+    for where, name, part in labelled:
+        if name not in e.datasets:
+            continue
+        dataset = e.datasets[name]
+        if isinstance(dataset.source, FolderSource) and dataset.source.masks is None:
+            yield f"{where}: {name} has no masks; give datasets.{name}.source.masks"
+        if dataset.split.file is None and not getattr(dataset.split, part):
+            yield f"{where}: {name} has no images in the split {part} (datasets.{name}.split.{part})"
+    train = e.datasets[e.evaluation.train_on].split.train if e.evaluation.train_on in e.datasets else 0
+    if isinstance(train, int) and train:
+        for i, n in enumerate(e.evaluation.train_sizes):
+            if n > train:
+                yield (
+                    f"evaluation.train_sizes[{i}]: {n} is more than the {train} images of"
+                    f" datasets.{e.evaluation.train_on}.split.train"
+                )
+
+
 def _network_inconsistencies(e: Experiment) -> Iterator[str]:
     networks = {f"backbones.{k}": v for k, v in e.backbones.items() if isinstance(v, DDPMConfig)}
     networks |= {f"baselines.{k}": v for k, v in e.baselines.items()}  # type: ignore[misc]
     for where, network in networks.items():
+        if network.training.batch_size % network.training.accumulate:
+            yield f"{where}.training.accumulate: does not divide batch_size {network.training.batch_size}"
         reduction = 2 ** (len(network.multipliers) - 1)
         if e.image.size % reduction:
             yield (
@@ -457,6 +506,9 @@ def _head_inconsistencies(e: Experiment, name: str, head: HeadConfig) -> Iterato
                     f" (backbones.{e.backbone_of(name)}.diffusion.timesteps is {steps})"
                 )
         known = [f"up{i}" for i in range(len(backbone.multipliers))]
+        for i, layer in enumerate(e.features.layers or []):
+            if layer not in known:
+                yield f"features.layers[{i}]: no layer {layer} (backbone {e.backbone_of(name)}: {known})"
         kept = e.features.layers or known
         for i, layer in enumerate(head.layers or []):
             if layer not in kept:
@@ -475,7 +527,7 @@ def _head_inconsistencies(e: Experiment, name: str, head: HeadConfig) -> Iterato
 def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
     if head.type in HEAD_SETTINGS:
         try:
-            checked = head_settings(head.type, head.settings)
+            settings = head.settings
         except ValidationError as error:
             allowed = {*HEAD_SETTINGS[head.type].model_fields, *HeadConfig.model_fields}
             for problem in error.errors():
@@ -486,9 +538,17 @@ def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
                     message = problem["msg"].removeprefix("Value error, ")
                     yield f"{path}: {message[0].lower() + message[1:]}"
             return
-        if head.readings and getattr(checked, "combine", "share") == "concat":
+        if head.readings and settings.get("combine") == "concat":
             yield f"{where}.readings: a head that concatenates its timesteps has no single-step readings"
-    elif ":" not in head.type and head.type not in _entry_points():
+        return
+    try:
+        canonical_json(head.settings)
+    except (TypeError, ValueError) as error:
+        yield f"{where}: settings must be numbers, texts, lists and mappings ({error})"
+    if ":" in head.type:
+        if importlib.util.find_spec(head.type.partition(":")[0].partition(".")[0]) is None:
+            yield f"{where}.type: Python finds no module for {head.type}; is its folder in PYTHONPATH?"
+    elif head.type not in _entry_points():
         kinds = {*HEAD_SETTINGS, *_entry_points(), "package.module:Class"}
         yield f"{where}.type: no head type {head.type}{_meant(head.type, kinds)}"
 

@@ -13,8 +13,8 @@ from tedm.files import whole
 
 METRICS = ("dice", "precision", "recall")
 KEYS = ("dataset", "subject", "class", "method", "n_train", "seed", "metric")  # of one row, together unique
-COLUMNS = (*KEYS, "value")  # of a score file
-_TYPES = dict.fromkeys(("dataset", "subject", "class", "method", "metric"), "str") | {
+COLUMNS = (*KEYS, "value", "data")  # of a score file; data: synthetic or real
+_TYPES = dict.fromkeys(("dataset", "subject", "class", "method", "metric", "data"), "str") | {
     "n_train": "int64",
     "seed": "int64",
     "value": "str",  # made a number by float(), which loses no bit
@@ -112,9 +112,14 @@ def _or_nan(count: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, count, np.nan)
 
 
-def labelled(found: pd.DataFrame, *, dataset: str, method: str, n_train: int, seed: int) -> pd.DataFrame:
+def labelled(
+    found: pd.DataFrame, *, dataset: str, method: str, n_train: int, seed: int, synthetic: bool
+) -> pd.DataFrame:
     """The rows of `scores` with the columns of a score file; pd.concat joins those of several methods."""
-    return found.assign(dataset=dataset, method=method, n_train=n_train, seed=seed)[list(COLUMNS)]
+    data = "synthetic" if synthetic else "real"
+    return found.assign(dataset=dataset, method=method, n_train=n_train, seed=seed, data=data)[
+        list(COLUMNS)
+    ]
 
 
 def write_scores(path: Path, rows: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tedm.errors import TedmError
+from tedm.progress import say
 
 
 @contextlib.contextmanager
@@ -21,7 +23,8 @@ def whole(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # Not the process id, which two machines can have in common.
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
             yield partial
             with partial.open("rb+") as file:
@@ -73,24 +76,34 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def only_one(path: Path, what: str, patience: float = -1.0) -> Iterator[None]:
-    """Hold a lock for `path`, so that one process at a time makes it.
+    """Hold a lock for `path`, so that one process at a time makes it; whoever waits says so.
 
     The system frees the lock when its process dies, however it dies. The lock file stays: removing
     it would let two processes hold "the" lock at once.
 
     Args:
         path: what is made; the lock is `.{name}.lock` beside it.
-        what: named in the error.
+        what: named in that line and in the error.
         patience: seconds to wait for another process; negative waits for ever.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
-            lock.acquire(timeout=patience)
+            _acquire(lock, patience, f"{path}: waiting for another process that makes {what}")
         except Timeout:
             raise TedmError(f"{path}: another process is already making {what}") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, patience: float, line: str) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if patience == 0:
+            raise
+        say(line)
+        lock.acquire(timeout=patience)

@@ -1,5 +1,6 @@
 """Fits a head: labelled images from the prepared set, their features from the store."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out:
         digest: digest.json of the backbone; features of another one are refused.
         out: head to write; resumable state lies beside it until then.
     """
+    state = out.parent / "state"
     with PreparedSet(data) as prepared:
         backbone = read_json(digest)["digest"]
         features = FeatureStore.open(store, backbone_digest=backbone, data_digest=prepared.digest)
@@ -41,7 +43,9 @@ def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out:
             rows,
             val_rows,
             prepared.masks(val_rows),
-            workdir=out.parent / "state",
+            workdir=state,
         )
         head.save(out, classes=prepared.classes, backbone_digest=backbone)
+    if state.exists():  # else a later fit, by other code, would take this one's results for its own
+        shutil.rmtree(state)
     say(f"{head.label}, n={len(rows)}: fitted, in {out}")

@@ -1,5 +1,7 @@
 """Predicts with a head or a baseline on test sets: masks, and the scores of every subject."""
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,30 +89,54 @@ def _score(
     for method, mask in predicted.items():
         found = evaluation.scores(mask, truth, subjects, prepared.classes)
         tables.append(
-            evaluation.labelled(found, dataset=dataset, method=method, n_train=spec["n"], seed=spec["seed"])
+            evaluation.labelled(
+                found,
+                dataset=dataset,
+                method=method,
+                n_train=spec["n"],
+                seed=spec["seed"],
+                synthetic=prepared.synthetic,
+            )
         )
     with whole(out / f"{dataset}.npz") as partial, partial.open("wb") as file:
-        _write_masks(file, predicted, [prepared.ids[row] for row in rows])
+        _write_masks(file, predicted, [prepared.ids[row] for row in rows], prepared.synthetic)
     evaluation.write_scores(out / f"{dataset}.csv", pd.concat(tables))
     say(f"{spec['method']} n={spec['n']}: scored {len(rows)} images of {dataset}")
 
 
-def _write_masks(file: Any, masks: Mapping[str, NDArray[np.uint8]], ids: list[str]) -> None:
+def _write_masks(
+    file: Any, masks: Mapping[str, NDArray[np.uint8]], ids: list[str], synthetic: bool
+) -> None:
     shape = next(iter(masks.values())).shape
     packed = {f"mask:{method}": np.packbits(mask) for method, mask in masks.items()}
-    np.savez_compressed(file, allow_pickle=False, ids=np.array(ids), shape=np.array(shape), **packed)
+    about = {"ids": np.array(ids), "shape": np.array(shape), "synthetic": np.array(synthetic)}
+    np.savez_compressed(file, allow_pickle=False, **about, **packed)
 
 
 def read_masks(path: Path) -> tuple[list[str], dict[str, NDArray[np.uint8]]]:
     """Read ids and, by method, masks (N, K, H, W) that a scoring job wrote."""
+    again = f"`snakemake --cores all {path}` (with the same --configfile, if any) makes it"
     if not path.exists():
-        raise TedmError(f"{path}: no such file; `snakemake {path}` makes it")
-    with np.load(path, allow_pickle=False) as archive:
-        shape = tuple(int(s) for s in archive["shape"])
-        count = int(np.prod(shape))
-        masks = {
-            key.removeprefix("mask:"): np.unpackbits(archive[key], count=count).reshape(shape)
-            for key in archive.files
-            if key.startswith("mask:")
-        }
-        return [str(name) for name in archive["ids"]], masks
+        raise TedmError(f"{path}: no such file; {again}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            shape = tuple(int(s) for s in archive["shape"])
+            count = int(np.prod(shape))
+            masks = {
+                key.removeprefix("mask:"): np.unpackbits(archive[key], count=count).reshape(shape)
+                for key in archive.files
+                if key.startswith("mask:")
+            }
+            return [str(name) for name in archive["ids"]], masks
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        raise TedmError(f"{path}: damaged ({error}); delete it, then {again} again") from None

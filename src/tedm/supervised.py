@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tedm import files
+from tedm import checkpoint, files
 from tedm.augmentation import augment
 from tedm.config import SupervisedConfig
 from tedm.data.prepared import PreparedSet
-from tedm.diffusion import checkpoint
 from tedm.errors import TedmError
 from tedm.progress import say
 from tedm.seeds import generator

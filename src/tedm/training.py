@@ -245,7 +245,7 @@ class _Run:
                 if writer is not None:
                     _to_tensorboard(writer, row)
             saved = self._save_if_due(last)
-            if log is not None and (saved or validating or last):
+            if log is not None and (saved or validating):
                 write_log(log, record.rows)
             advance(1, note)
             if on_step is not None:
@@ -253,6 +253,8 @@ class _Run:
         self._check_finite()
         if self.saved_step < record.steps:  # patience ended it
             self._save()
+        if log is not None:  # also where no step was left to do: the log may have been deleted
+            write_log(log, record.rows)
 
     def _step(self, loss: Callable[[int, int], Tensor]) -> float:
         settings, step = self.settings, self.record.steps

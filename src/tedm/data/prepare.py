@@ -17,6 +17,7 @@ from tedm.data.splits import SPLITS, assign, itemised
 from tedm.errors import TedmError
 from tedm.files import write_json
 from tedm.progress import say, stage
+from tedm.seeds import seed_of
 
 T = TypeVar("T")
 Pair = tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]
@@ -65,12 +66,12 @@ def prepare(
 
     Args:
         dataset: source and split.
-        name: the data set's key in the configuration.
+        name: the data set's key in the configuration; phantoms depend on it.
         image: size, channels and classes.
         seed: of phantoms and drawn splits.
         data_root: relative paths of data start here.
         out: the HDF5 file.
-        sidecar: the JSON file: digest, label, classes, synthetic, images per split.
+        sidecar: the JSON file: digest, classes, synthetic, images per split.
         threads: images decoded at a time; None: one per core. No influence on the result.
 
     Raises:
@@ -78,7 +79,9 @@ def prepare(
     """
     where = f"datasets.{name}"
     threads = threads or os.cpu_count() or 1
-    source = _open(dataset, image, seed, data_root, where)
+    # Phantoms are named by the data set too: two sets of one site must share no patient, or what is
+    # learnt from one would be tested on the other.
+    source = _open(dataset, image, seed_of(seed, name), data_root, where)
     if not source.ids:
         raise _report(where, source.problems)
     try:
@@ -109,11 +112,11 @@ def prepare(
     )
     with prepared.PreparedSet(out) as data:
         counts = Counter(data.splits)
+        # No names for people: the workflow tracks this file, and a new label must make nothing again.
         write_json(
             sidecar,
             {
                 "digest": data.digest,
-                "label": data.label,
                 "classes": data.classes,
                 "synthetic": data.synthetic,
                 "splits": {split: counts[split] for split in SPLITS},

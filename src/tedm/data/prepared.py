@@ -101,6 +101,7 @@ def write(
         file.attrs["format_version"] = VERSION
         content = {
             "ids": list(ids),
+            "subjects": list(subjects),
             "splits": list(splits),
             "classes": list(classes),
             "intensity_range": [float(lo), float(hi)],
@@ -124,7 +125,7 @@ class PreparedSet:
         source: where the images come from.
         licence: their terms of use.
         cite: whom to cite.
-        digest: SHA-256 of images, masks, ids and splits, hexadecimal.
+        digest: SHA-256 of images, masks, ids, subjects, splits and classes, hexadecimal.
         ids: one per row.
         subjects: one per row.
         splits: one per row.
@@ -219,13 +220,13 @@ class PreparedSet:
         """Rows of the first n images of the split train: a training subset of the study [Rosnati 2023, 3].
 
         Raises:
-            TedmError: the split has fewer than n images.
+            TedmError: n is 0, or the split has fewer than n images.
         """
         rows = self.rows("train")
-        if n > len(rows):
+        if not 1 <= n <= len(rows):
             raise TedmError(
                 f"{self.label}: evaluation.train_sizes asks for {n} training images, but the split train"
-                f" has {len(rows)}; lower the size or enlarge the split"
+                f" has {len(rows)}; choose a size from 1 to that, or enlarge the split"
             )
         return rows[:n]
 

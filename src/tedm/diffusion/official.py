@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tedm import files
+from tedm import checkpoint, files
 from tedm.config import DiffusionConfig
-from tedm.diffusion import checkpoint
 from tedm.diffusion.objective import Objective
 from tedm.diffusion.schedule import Schedule
 from tedm.digests import digest_file

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tedm import files
-from tedm.diffusion import checkpoint
+from tedm import checkpoint, files
 from tedm.diffusion.objective import Objective, image_and_noise
 from tedm.diffusion.schedule import Schedule, per_image
 from tedm.errors import TedmError
@@ -20,6 +19,7 @@ from tedm.progress import stage
 from tedm.training import torch_generator
 
 GAP = 2  # pixels between images of a grid
+LEAST_SIGNAL = 0.05  # of sqrt(alpha_bar): where DDIM starts
 COLUMNS = 8  # timesteps that the figure of the process shows
 ROWS = 2  # images that it shows
 PAPER = 255  # grey level of the gap
@@ -63,7 +63,7 @@ def ddim(
         schedule: of the forward process.
         objective: what the network predicts.
         x: start, (N, C, H, W).
-        steps: timesteps that are visited, spread evenly from T-1 down to 0; at most T.
+        steps: timesteps that are visited, spread evenly from the last that holds some signal down to 0.
         input_range: to which the predicted images are clamped.
 
     Yields:
@@ -71,7 +71,10 @@ def ddim(
     """
     if not 1 <= steps <= schedule.timesteps:
         raise TedmError(f"sampling_steps: {steps} is outside 1 … {schedule.timesteps} (the chain's length)")
-    visited = np.linspace(schedule.timesteps - 1, 0, steps).round().astype(int).tolist()
+    # Where x_t holds no signal, predicted x_0 is the network's error divided by nearly nothing: clamped, it
+    # turns whole images black or white. x_T is as good a draw of the first x_t that holds some.
+    first = int((schedule.signal >= LEAST_SIGNAL).nonzero().max())
+    visited = np.linspace(first, 0, min(steps, first + 1)).round().astype(int).tolist()
     for i, timestep in enumerate(visited):
         x0, noise, _ = _predict(network, schedule, objective, x, timestep, input_range)
         following = x0
@@ -253,11 +256,19 @@ def grid(images: npt.NDArray[np.float32], columns: int) -> npt.NDArray[np.uint8]
 
 
 def write_samples(path: Path, real: npt.NDArray[np.float32], drawn: npt.NDArray[np.float32]) -> None:
-    """Write a PNG with real images in the left block and as many drawn ones in the right block."""
-    columns = max(1, math.isqrt(len(drawn)))
-    left, right = grid(real, columns), grid(drawn, columns)
-    gap = np.full((right.shape[0], 8 * GAP, *right.shape[2:]), PAPER, np.uint8)
-    _write_png(path, np.concatenate([left, gap, right], axis=1))
+    """Write a PNG with real images in the left block and drawn ones, if any, in the right block."""
+    columns = math.isqrt(max(len(real), len(drawn)))
+    blocks = [grid(images, columns) for images in (real, drawn) if len(images)]
+    height = max(len(block) for block in blocks)
+    gap = np.full((height, 8 * GAP, *blocks[0].shape[2:]), PAPER, np.uint8)
+    parts = [part for block in blocks for part in (gap, _padded(block, height))]
+    _write_png(path, np.concatenate(parts[1:], axis=1))
+
+
+def _padded(block: npt.NDArray[np.uint8], height: int) -> npt.NDArray[np.uint8]:
+    """The block with paper below it."""
+    below = [(0, height - len(block)), *[(0, 0)] * (block.ndim - 1)]
+    return np.pad(block, below, constant_values=PAPER)
 
 
 def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:

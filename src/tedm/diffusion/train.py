@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tedm import files, seeds
+from tedm import checkpoint, files, seeds
 from tedm.config import DDPMConfig
 from tedm.data.prepared import PreparedSet
-from tedm.diffusion import checkpoint, objective, sample
+from tedm.diffusion import objective, sample
 from tedm.diffusion.images import TrainingImages
 from tedm.diffusion.schedule import Schedule
 from tedm.errors import TedmError
@@ -21,6 +21,7 @@ from tedm.training import Epochs, build, check_batches, processes, torch_generat
 from tedm.unet import UNet
 
 INPUT_RANGE = (-1.0, 1.0)  # of the images in training [authors' code]
+REAL_ALONE = 16  # images in samples.png where none is drawn
 
 
 def train_backbone(
@@ -205,13 +206,13 @@ class _Training:
     def draw_samples(self) -> None:
         """Write samples.png: real images left, drawn ones right."""
         count = self.settings.samples
-        if not count:
-            return
-        start = sample.start(count, self.data.image_shape, self.seed, self.device)
-        steps = min(self.settings.sampling_steps, self.schedule.timesteps)
-        kind = self.settings.diffusion.objective
-        drawn = sample.draw(self.network, self.schedule, kind, start, steps, INPUT_RANGE)
-        real = self.images.batch(np.arange(min(count, len(self.images))))
+        drawn = torch.empty(0, *self.data.image_shape)
+        if count:
+            start = sample.start(count, self.data.image_shape, self.seed, self.device)
+            steps = min(self.settings.sampling_steps, self.schedule.timesteps)
+            kind = self.settings.diffusion.objective
+            drawn = sample.draw(self.network, self.schedule, kind, start, steps, INPUT_RANGE)
+        real = self.images.batch(np.arange(min(count or REAL_ALONE, len(self.images))))
         sample.write_samples(self.out / "samples.png", real.cpu().numpy(), drawn.cpu().numpy())
 
 

@@ -115,7 +115,7 @@ class FeatureStore:
             if asked is not None and asked != made:
                 raise TedmError(
                     f"{store}: was made from {what} {made[:12]}…, but the one asked for is {asked[:12]}….\n"
-                    "  Extract them again:      snakemake --forcerun extract_features (or tedm extract)\n"
+                    f"  Extract them again:      {layout.EXTRACT_AGAIN}\n"
                     f"  or read another store:   one whose {what} is {asked[:12]}…"
                 )
         return self
@@ -151,6 +151,16 @@ class FeatureStore:
         """
         wanted = self._checked(rows)
         return {layer: self._read(Key(timestep, draw, layer), wanted) for layer in self._layers(layers)}
+
+    def why_absent(self, timestep: int, layer: str, draw: int = 0) -> str | None:
+        """Why an array cannot be read, and what to do; None where it can be."""
+        key = Key(timestep, draw, layer)
+        if key in self._infos:
+            return None
+        there = ", ".join(f"t{t:04d}" for t in self.timesteps) or "none"
+        kept = ", ".join(self.attributes["layers"])
+        nothing = f"{self.path} has no {key} (timesteps: {there}; layers: {kept})"
+        return f"{self._absent.get(key, nothing)}.\n  Extract it:  {layout.EXTRACT_AGAIN}"
 
     def iterate(
         self,
@@ -210,11 +220,7 @@ class FeatureStore:
     def _info(self, key: Key) -> ArrayInfo:
         info = self._infos.get(key)
         if info is None:
-            there = ", ".join(f"t{t:04d}" for t in self.timesteps) or "none"
-            reason = self._absent.get(key, f"{self.path} has no {key} (timesteps: {there})")
-            raise TedmError(
-                f"{reason}.\n  Extract it:  snakemake --forcerun extract_features (or tedm extract)"
-            )
+            raise TedmError(self.why_absent(key.timestep, key.layer, key.draw))
         return info
 
     def _read(self, key: Key, rows: npt.NDArray[np.int64]) -> Array:

@@ -20,12 +20,16 @@ from tedm import files
 from tedm.errors import TedmError
 from tedm.features import shards
 from tedm.features.shards import Codec, DamageError
-from tedm.progress import say
 
 FORMAT = "tedm features"
 FORMAT_VERSION = 1
 DIGEST_LENGTH = 32  # hexadecimal digits kept of a shard's SHA-256
 READ_AT_ONCE = 1 << 26  # bytes
+
+# Also where the manifest still exists, so that Snakemake would not extract by itself.
+EXTRACT_AGAIN = (
+    "snakemake --cores all --forcerun extract_features  (with the same --configfile, if there is one)"
+)
 
 LARGEST_METADATA = 1 << 28  # bytes of a zarr.json that we are ready to parse
 LARGEST_IMAGE = 1 << 31  # bytes of one image's layer that we are ready to allocate
@@ -223,13 +227,7 @@ def lock_block(location: Location, timestep: int, block: tuple[int, int]) -> Ite
     """Be the only process that extracts this block of a timestep; waits for another one to end."""
     k, n = block
     path = location.lock_path(f"t{timestep:04d}.{k}of{n}")
-    what = f"the features of t{timestep:04d}"
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(files.only_one(path, what, patience=0))
-        except TedmError as error:
-            say(f"{error}; waiting for it")
-            held.enter_context(files.only_one(path, what))
+    with files.only_one(path, f"the features of t{timestep:04d}"):
         yield
 
 
@@ -381,13 +379,13 @@ def read_root(location: Location) -> RootInfo:
     attributes = location.attributes()
     if attributes is None:
         there = "is not a feature store" if location.exists() else "no such feature store"
-        raise TedmError(f"{location}: {there}; `tedm extract`, or the workflow, makes one")
+        raise TedmError(f"{location}: {there}.\n  Make one:  {EXTRACT_AGAIN}")
     if attributes.get("format") != FORMAT:
         raise TedmError(f"{location}: is a Zarr group, but not a feature store of tedm")
     if attributes.get("format_version") != FORMAT_VERSION:
         raise TedmError(
             f"{location}: has format version {attributes.get('format_version')}, this tedm"
-            f" ({tedm.__version__}) reads {FORMAT_VERSION}; extract the features again"
+            f" ({tedm.__version__}) reads {FORMAT_VERSION}; extract the features again.\n  {EXTRACT_AGAIN}"
         )
     try:
         origin = Origin.of(attributes)

@@ -14,11 +14,14 @@ import safetensors
 import safetensors.numpy
 from pydantic import BaseModel, ValidationError
 
+from tedm.digests import canonical_json
 from tedm.errors import TedmError
 from tedm.files import whole
 from tedm.progress import say
 
-FORMAT = "tedm head, version 1"
+FORMAT = "tedm head, version 2"
+HEADER = "tedm"  # the one key of a file's metadata: the order of several is not the same in every process
+FIT_AGAIN = "fit it again: delete it and run the same command"
 GROUP = "tedm.heads"  # entry points
 BUILT_IN = {
     "ridge": "tedm.heads.ridge:RidgeHead",
@@ -30,7 +33,11 @@ Shape = tuple[int, int, int]
 
 
 class FeatureSource(Protocol):
-    """Where a head reads features from: a store on disk, or arrays in memory."""
+    """Where a head reads features from: a store on disk, or arrays in memory.
+
+    A source may also have `backbone_digest`, `synthetic` (whether the images are drawn) and
+    `why_absent(timestep, layer)`: None, or why these features cannot be read and what to do.
+    """
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -100,6 +107,7 @@ class Head(abc.ABC):
         class_count: K, background not counted; known from `fit` on.
         class_names: of the masks' classes, where whoever saved the head gave them.
         backbone_digest: of the backbone whose features it learned from; "" where nobody knew.
+        synthetic: whether it learned from drawn images; None where the features did not say.
         image_size: (H, W); known from `fit` on.
         layer_shapes: (C, h, w) of each layer that is read; known from `fit` on.
         present: for each class and background before them, whether the training masks have it, (K + 1,).
@@ -133,6 +141,7 @@ class Head(abc.ABC):
         self.layer_shapes: dict[str, Shape] = {}
         self.present: tuple[bool, ...] = ()
         self.backbone_digest = ""
+        self.synthetic: bool | None = None
         self.digest = ""
         self.memory = 2**30
         self.device = "cpu"
@@ -188,7 +197,8 @@ class Head(abc.ABC):
             rows: training images, of `features`.
             val_rows: validation images; may be empty, then nothing is validated.
             val_masks: their masks, (len(val_rows), K, H, W).
-            workdir: for resumable state; the same call after a kill goes on from there.
+            workdir: for resumable state; the same call after a kill goes on from there. Delete it once the
+                head is saved.
 
         Raises:
             TedmError: for whatever does not fit together, before any training.
@@ -199,6 +209,7 @@ class Head(abc.ABC):
         self.image_size = features.image_size
         self.layer_shapes = {layer: features.layer_shapes[layer] for layer in self.layers}
         self.backbone_digest = _backbone_of(features)
+        self.synthetic = getattr(features, "synthetic", None)
         _check_rows("training", rows, len(features))
         if not rows:
             raise TedmError("training: no images; a head needs at least one")
@@ -280,9 +291,10 @@ class Head(abc.ABC):
             "layer_shapes": self.layer_shapes,
             "present": self.present,
             "backbone_digest": self.backbone_digest,
+            "synthetic": self.synthetic,
             "digest": self.digest,
         }
-        save_arrays(path, self.state(), {"format": FORMAT, "head": json.dumps(about, ensure_ascii=False)})
+        save_arrays(path, self.state(), {"format": FORMAT, **about})
 
     def check_readable(self, features: FeatureSource) -> None:
         """Refuse features that this head was not trained on.
@@ -305,6 +317,12 @@ class Head(abc.ABC):
             )
 
     def _check_reading(self, features: FeatureSource) -> None:
+        why_absent = getattr(features, "why_absent", None)
+        if why_absent is not None:  # the source knows more than which names are there
+            reasons = (why_absent(t, layer) for t in self.timesteps for layer in self.layers)
+            reason = next((r for r in reasons if r is not None), None)
+            if reason is not None:
+                raise TedmError(reason)
         for layer in self.layers:
             if layer not in features.layer_shapes:
                 kept = ", ".join(features.layer_shapes)
@@ -430,47 +448,93 @@ def load(path: Path, *, allow_imports: bool = False) -> Head:
         allow_imports: whether a type `package.module:Class` that the file names may be imported. Built-in
             types and entry points always may.
     """
-    state, metadata = load_arrays(path)
-    if metadata.get("format") != FORMAT:
-        raise TedmError(f"{path}: not a head of this version (expected {FORMAT}); train it again")
-    about = json.loads(metadata["head"])
-    kind = about["type"]
+    state, about = load_arrays(path)
+    if about.get("format") != FORMAT:
+        raise TedmError(f"{path}: not a head of this version (expected {FORMAT}); {FIT_AGAIN}")
+    kind = str(about.get("type"))
     if ":" in kind and not allow_imports:
         raise TedmError(
             f"{path}: needs {kind}, and importing it runs its code; pass allow_imports=True if you"
             " trust the file"
         )
-    head = create(kind, about["settings"], about["timesteps"], about["layers"], about["seed"])
-    head.class_count, head.class_names = about["class_count"], tuple(about["class_names"])
-    head.image_size = tuple(about["image_size"])
-    head.layer_shapes = {layer: tuple(shape) for layer, shape in about["layer_shapes"].items()}
-    head.present = tuple(about["present"])
-    head.backbone_digest, head.digest = about["backbone_digest"], about["digest"]
-    head.allow_imports = allow_imports
     try:
+        kind, seed = about["type"], int(about["seed"])
+        head = create(kind, about["settings"], about["timesteps"], about["layers"], seed)
+        head.class_count, head.class_names = about["class_count"], tuple(about["class_names"])
+        head.image_size = tuple(about["image_size"])
+        head.layer_shapes = {layer: tuple(shape) for layer, shape in about["layer_shapes"].items()}
+        head.present = tuple(about["present"])
+        head.backbone_digest, head.digest = about["backbone_digest"], about["digest"]
+        head.synthetic = about["synthetic"]
+        head.allow_imports = allow_imports
         head.restore(state)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise TedmError(f"{path}: incomplete or damaged ({error}); train the head again") from None
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, repr(error)) from error
     return head
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write named arrays with text about them as one safetensors file, whole or not at all."""
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Write named arrays and what is said about them as one safetensors file, whole or not at all.
+
+    The same arrays and the same words give the same bytes. A digest of both is kept with them.
+    """
+    arrays = {k: np.ascontiguousarray(a) for k, a in arrays.items()}
+    about = json.loads(canonical_json(about))
+    header = canonical_json({**about, "sha256": _digest_of(arrays, about)})
+    content = safetensors.numpy.save(arrays, metadata={HEADER: header})
     with whole(path) as partial:
-        safetensors.numpy.save_file(
-            {k: np.ascontiguousarray(a) for k, a in arrays.items()}, partial, metadata=metadata
-        )
+        partial.write_bytes(content)
 
 
-def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read what `save_arrays` wrote: the arrays and the text about them."""
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_arrays` wrote: the arrays and what is said about them.
+
+    Raises:
+        TedmError: no such file, or a byte of it is not as it was written.
+    """
     if not path.is_file():
         raise TedmError(f"{path}: no such file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TedmError(f"{path}: not a safetensors file, or cut off ({error}); make it again") from None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"not a safetensors file, or cut off: {error}") from None
+    if HEADER not in metadata:
+        raise TedmError(f"{path}: not written by this version of tedm; {FIT_AGAIN}")
+    try:
+        about = json.loads(metadata[HEADER])
+        digest = about.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"its header: {error!r}") from None
+    if digest != _digest_of(arrays, about):
+        raise _damaged(path, "its numbers are not those that were written")
+    return arrays, about
+
+
+def kept_arrays(path: Path, digest: str) -> dict[str, np.ndarray] | None:
+    """Arrays that an earlier run of the same fit finished; None where there are none that can be read."""
+    if not path.exists():
+        return None
+    try:
+        arrays, about = load_arrays(path)
+    except TedmError:
+        say(f"{path}: left by an earlier run, cannot be read; made again")
+        return None
+    return arrays if about.get("digest") == digest else None
+
+
+def _digest_of(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(canonical_json(about).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(canonical_json([name, array.dtype.str, list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, what: str) -> TedmError:
+    return TedmError(f"{path}: damaged ({what}); {FIT_AGAIN}")
 
 
 def _imported(kind: str, path: str) -> type[Head]:

@@ -184,7 +184,7 @@ class Design:
                 z = stored.double()
                 if layer not in shifts:
                     shifts[layer] = z.mean((0, 2, 3), keepdim=True)
-                sums[layer] += moments[layer](z.sub_(shifts[layer])).cpu()
+                sums[layer] += moments[layer](z - shifts[layer]).cpu()
         first, second = torch.cat([sums[layer] for layer in self.layers], 1) / self.pixels
         mean = first + torch.cat([shifts[layer].flatten().cpu() for layer in self.layers])
         return mean.to(self.device), _scale(mean, second - first**2, self.pixels).to(self.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tedm.config import MLPSettings, OptimizerConfig
-from tedm.heads.base import FeatureSource, Head, blocks, checked, labels_of, load_arrays, save_arrays
+from tedm.heads.base import FeatureSource, Head, blocks, checked, kept_arrays, labels_of, save_arrays
 from tedm.heads.perceptron import Chunk, Part, Perceptron
 from tedm.progress import say
 from tedm.seeds import generator
@@ -88,11 +88,10 @@ class MLPHead(Head):
     ) -> Perceptron:
         network, options = self._network().draw(self.seed, "mlp", member), self.options
         finished = workdir / f"member{member}.safetensors"
-        if finished.exists():
-            arrays, about = load_arrays(finished)
-            if about.get("digest") == self.digest:
-                network.load_state_dict({k: torch.from_numpy(a) for k, a in arrays.items()})
-                return network
+        kept = kept_arrays(finished, self.digest)
+        if kept is not None:
+            network.load_state_dict({k: torch.from_numpy(a) for k, a in kept.items()})
+            return network
         settings = OptimizerConfig(
             steps=options.steps,
             batch_size=options.batch_size,
@@ -133,8 +132,8 @@ class MLPHead(Head):
             log=workdir / f"member{member}.csv",
         )
         if log.best_step is not None:
-            kept = f"{self.label}: kept step {log.best_step} of {log.steps}"
-            say(f"{kept}, validation loss {log.best_validation:.4g}")
+            steps = f"{self.label}: kept step {log.best_step} of {log.steps}"
+            say(f"{steps}, validation loss {log.best_validation:.4g}")
         arrays = {k: v.cpu().numpy() for k, v in network.state_dict().items()}
         save_arrays(finished, arrays, {"digest": self.digest})
         return network
@@ -226,7 +225,11 @@ class MLPHead(Head):
 
 
 class _Order:
-    """Which images a step sees: every epoch all of them once, in an order of its own."""
+    """Which images a step sees: every epoch all of them once, in an order of its own.
+
+    Batches end with the epoch, as a data loader's do. Those of tedm.training.Epochs go on into the next:
+    with few images they would hold the same one twice, at the price of another and with the same features.
+    """
 
     def __init__(self, count: int, batch_size: int, names: tuple[str | int, ...]) -> None:
         self.count, self.batch_size, self.names = count, min(batch_size, count), names

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tedm.config import RidgeSettings
-from tedm.heads.base import FeatureSource, Head, checked, labels_of, load_arrays, save_arrays
-from tedm.heads.design import Design, PixelDesign
+from tedm.heads.base import FeatureSource, Head, checked, kept_arrays, labels_of, save_arrays
+from tedm.heads.design import EPS, Design, PixelDesign
 from tedm.progress import say, stage
 from tedm.seeds import generator
 
@@ -55,14 +55,11 @@ class RidgeHead(Head):
         with stage(f"{self.label}, n={len(rows)}", len(self.timesteps), "timesteps") as progress:
             for timestep in self.timesteps:
                 kept = workdir / f"t{timestep:04d}.safetensors"
-                if kept.exists():
-                    state, about = load_arrays(kept)
-                    if about.get("digest") == self.digest:
-                        self.classifiers[timestep] = state
-                        progress.advance()
-                        continue
-                self.classifiers[timestep] = self._solve(features, rows, timestep, labels)
-                save_arrays(kept, self.classifiers[timestep], {"digest": self.digest})
+                state = kept_arrays(kept, self.digest)
+                if state is None:
+                    state = self._solve(features, rows, timestep, labels)
+                    save_arrays(kept, state, {"digest": self.digest})
+                self.classifiers[timestep] = state
                 progress.advance()
 
     def _solve(
@@ -259,12 +256,13 @@ class _Problem:
         curvature = p.sub_(p.square())  # p (1 - p), (n, K, H, W)
         density = curvature.sum(1).flatten().double()
         count = min(SAMPLES_PER_UNKNOWN * (self.design.channels + 1), len(density))
-        density = (1 - UNIFORM_SHARE) * density / density.sum() + UNIFORM_SHARE / len(density)
+        total = density.sum().clamp(min=EPS)  # 0 where every probability is 0 or 1 in float32
+        density = (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE / len(density)
         # Systematic sampling: equally spaced on the cumulative density, so spread over images and places.
         positions = (torch.arange(count, dtype=torch.float64, device=density.device) + rng.random()) / count
         pixels = torch.searchsorted(density.cumsum(0), positions).clamp_(max=len(density) - 1)
         x = self.design.sample(pixels)
-        x = torch.cat((x, torch.ones_like(x[:, :1])), 1)
+        x = torch.cat((x, torch.ones_like(x[:, :1])), 1).double()
         weight = curvature.movedim(1, -1).flatten(0, 2)[pixels].double() / (
             count * density[pixels]
         ).unsqueeze(1)
@@ -272,8 +270,8 @@ class _Problem:
         identity[-1, -1] = 1e-6  # the intercept is free; this keeps the factor finite
         factors = []
         for k in range(weight.shape[1]):
-            gram = (x * weight[:, k : k + 1].to(x.dtype)).T @ x
-            factors.append(torch.linalg.cholesky(gram.double() + self.penalty * identity))
+            gram = (x * weight[:, k : k + 1]).T @ x
+            factors.append(_cholesky(gram + self.penalty * identity))
         self.sweeps += 1
         return _Inverse(factors)
 
@@ -339,6 +337,18 @@ class _Inverse:
         columns = [torch.cholesky_solve(gradient[:, k : k + 1], f) for k, f in enumerate(self.factors)]
         out = torch.cat(columns, 1)
         return out - out.mean(1, keepdim=True) if len(columns) > 1 else out
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Factor of a matrix that is positive definite but for rounding; its diagonal is raised if it must be."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    largest = float(matrix.diagonal().max())
+    jitter = EPS * largest
+    while failed and jitter < largest:
+        jitter *= 10
+        raised = matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        factor, failed = torch.linalg.cholesky_ex(raised)
+    return torch.as_tensor(factor)
 
 
 def _conjugate_gradients(times: Any, inverse: _Inverse, gradient: Tensor, forcing: float) -> Tensor:

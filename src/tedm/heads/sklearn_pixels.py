@@ -1,6 +1,7 @@
 """Any scikit-learn classifier as a head, on sampled pixels."""
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class SklearnHead(Head):
         workdir: Path,  # noqa: ARG002
     ) -> None:
         """Sample pixels and fit; nothing is resumed, nothing is validated."""
-        self._estimator_class()  # a wrong name is an error before anything is read
+        self._unfitted()  # a wrong name or parameter is an error before anything is read
         total = self.image_size[0] * self.image_size[1]
         parts, labels = [], []
         groups = [[t] for t in self.timesteps] if self.voting else [list(self.timesteps)]
@@ -127,12 +128,30 @@ class SklearnHead(Head):
     def _fitted(self) -> Any:
         """The classifier; None where training had one class only."""
         if self.estimator is None and len(np.unique(self.labels)) > 1:
-            parameters = dict(self.options.parameters)
-            estimator = self._estimator_class()(**parameters)
-            if "random_state" in estimator.get_params() and "random_state" not in parameters:
-                estimator.set_params(random_state=self.seed % 2**32)
-            self.estimator = estimator.fit(self.pixels.astype(np.float32), self.labels)
+            estimator = self._unfitted()
+            try:
+                self.estimator = estimator.fit(self.pixels.astype(np.float32), self.labels)
+            except (ValueError, TypeError) as error:
+                raise TedmError(
+                    f"head sklearn: {self.options.estimator} with the parameters"
+                    f" {self.options.parameters} does not fit: {error}"
+                ) from error
         return self.estimator
+
+    def _unfitted(self) -> Any:
+        kind, parameters = self._estimator_class(), dict(self.options.parameters)
+        try:
+            estimator = kind(**parameters)
+        except TypeError as error:
+            allowed = list(inspect.signature(kind).parameters)
+            wrong = ", ".join(name for name in parameters if name not in allowed)
+            problem = f"has no parameter {wrong}" if wrong else f"cannot be made ({error})"
+            raise TedmError(
+                f"head sklearn: {self.options.estimator} {problem}; parameters may be {', '.join(allowed)}"
+            ) from None
+        if "random_state" in estimator.get_params() and "random_state" not in parameters:
+            estimator.set_params(random_state=self.seed % 2**32)
+        return estimator
 
     def _estimator_class(self) -> Any:
         path = self.options.estimator

@@ -1,4 +1,4 @@
-"""A backbone's directory: weights as safetensors, its description as JSON, a digest of both."""
+"""A network on disk: weights as safetensors, its description as JSON, a digest of both."""
 
 import platform
 from collections.abc import Mapping, Sequence
