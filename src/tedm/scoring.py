@@ -127,6 +127,8 @@ def read_masks(path: Path) -> tuple[list[str], dict[str, NDArray[np.uint8]]]:
                 for key in archive.files
                 if key.startswith("mask:")
             }
+            if not masks:
+                raise ValueError("no masks")
             return [str(name) for name in archive["ids"]], masks
     except (
         zipfile.BadZipFile,

@@ -340,7 +340,7 @@ class _Inverse:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """Factor of a matrix that is positive definite but for rounding; its diagonal is raised if it must be."""
+    """Factor of a matrix that is positive definite but for rounding; its diagonal is raised if need be."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     largest = float(matrix.diagonal().max())
     jitter = EPS * largest
