@@ -9,6 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 demo: $(INSTALLED) ## The study's Table 1 on synthetic data, by the real chain
 	snakemake --cores all results/table1.csv
+	@echo "Table 1: results/table1.md (.csv, .tex)"
 
 test: $(INSTALLED) ## Every test, the slow ones included
 	pytest

@@ -1,6 +1,7 @@
 # The experiment's settings, as the rules use them. No rule here, and nothing of torch.
 
 import sys
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ TRAIN_ON = EXPERIMENT.evaluation.train_on
 TEST_ON = EXPERIMENT.evaluation.test_on
 TRAIN_SIZES = EXPERIMENT.evaluation.train_sizes
 SEEDS = EXPERIMENT.evaluation.seeds
+STARTED = time.time()
 RUN_LOCK = FileLock(
     Path(RESULTS, ".run.lock")
 )  # freed by the system when this process dies
@@ -130,12 +132,17 @@ def score_spec(method, n, seed):
     }
 
 
+def labels_of(datasets):
+    """Names and labels, as pairs: JSON sorts the keys of a mapping, and the order of a table is the user's."""
+    return [[name, EXPERIMENT.datasets[name].label] for name in datasets]
+
+
 def report_spec():
     return {
         "title": EXPERIMENT.title,
         "synthetic": EXPERIMENT.synthetic,
         "methods": EXPERIMENT.methods(),
-        "datasets": {name: EXPERIMENT.datasets[name].label for name in TEST_ON},
+        "datasets": labels_of(TEST_ON),
         "sources": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
         "train_sizes": TRAIN_SIZES,
         "seeds": SEEDS,
@@ -172,7 +179,7 @@ def segmentations_spec():
     return {
         "synthetic": EXPERIMENT.synthetic,
         "methods": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
-        "datasets": {name: EXPERIMENT.datasets[name].label for name in TEST_ON},
+        "datasets": labels_of(TEST_ON),
         "n": figure_size(),
         "seed": SEEDS[0],
     }
@@ -180,9 +187,11 @@ def segmentations_spec():
 
 def begin_run():
     """Refuse to run beside another run: Snakemake would delete outputs under its feet."""
-    Path(RESULTS).mkdir(parents=True, exist_ok=True)
     try:
+        Path(RESULTS).mkdir(parents=True, exist_ok=True)
         RUN_LOCK.acquire(timeout=0)
+    except OSError as error:
+        raise WorkflowError(f"{RESULTS}: cannot be used for results ({error.strerror})") from None
     except Timeout:
         raise WorkflowError(
             f"{RESULTS}: another snakemake is running on these results; wait for it, or choose another"
@@ -191,9 +200,9 @@ def begin_run():
 
 
 def announce_results():
-    """Say at the end where the table is."""
+    """Show the table at the end of a run that made it, and say where it is."""
     table = Path(RESULTS, "table1.md")
-    if table.exists():
+    if table.exists() and table.stat().st_mtime > STARTED:
         print(
             f"\n{table.read_text()}\nTable 1: {table.with_suffix('.csv')} (.md, .tex)",
             file=sys.stderr,

@@ -15,6 +15,7 @@ rule prepare_data:
     conda:
         "../envs/tedm.yaml"
     threads: 2
+    priority: 200  # bad images are found before anything long begins
     resources:
         mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=60,

@@ -62,7 +62,7 @@ def test_every_experiment_that_ships_is_valid(path: Path) -> None:
         ),
         (
             lambda v: v["datasets"]["cxr"]["source"].update(type="flder"),
-            ["datasets.cxr.source", "folder"],
+            ["datasets.cxr.source.type: no flder", "did you mean folder?"],
         ),
         (lambda v: v["datasets"]["cxr"].update(split={}), ["datasets.cxr.split", "train"]),
         (lambda v: v["heads"]["TEDM"].update(timesteps=[1, 1000]), ["heads.TEDM.timesteps[1]", "0 … 999"]),
@@ -91,6 +91,13 @@ def test_every_experiment_that_ships_is_valid(path: Path) -> None:
             ["evaluation.test_on[0]: cxr has no images"],
         ),
         (lambda v: v["heads"]["TEDM"].update(learning_rate=float("nan")), ["heads.TEDM.learning_rate"]),
+        (lambda v: v["datasets"]["cxr"]["source"].pop("type"), ["datasets.cxr.source.type: missing"]),
+        (lambda v: v["heads"]["TEDM"].pop("combine"), ["heads.TEDM.combine: missing"]),
+        (lambda v: v.update(image=None), ["image: expected keys and values below it, got None"]),
+        (
+            lambda v: v["datasets"]["cxr"].update(split={"train": 0.9, "test": 0.5}),
+            ["datasets.cxr.split: fractions add up to more than 1"],
+        ),
         (lambda v: v["heads"]["TEDM"].update(hidden=[0]), ["heads.TEDM.hidden[0]"]),
         (lambda v: v["heads"]["TEDM"].update(type="nowhere:Head"), ["heads.TEDM.type", "PYTHONPATH"]),
         (lambda v: v.update(heads={}), ["at least one head or baseline"]),

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ def blocks(path: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (PROJECT / path).read_text(), flags=re.M | re.S)
 
 
-def test_the_head_of_the_docs_learns_votes_and_survives_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def my_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The module of the docs, where Python finds it."""
     (tmp_path / "my_heads.py").write_text(blocks("docs/heads.md", "python")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_heads", None)
+
+
+def test_the_head_of_the_docs_learns_votes_and_survives_a_file(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     masks = np.zeros((5, 1, 16, 16), np.uint8)
     masks[:, :, 4:12, 2:9] = 1
@@ -43,7 +49,6 @@ def test_the_head_of_the_docs_learns_votes_and_survives_a_file(
     probabilities = loaded.predict_proba(features, [4])
     np.testing.assert_array_equal(probabilities, head.predict_proba(features, [4]))
     assert ((probabilities > 0.5) == masks[4:]).mean() > 0.95
-    sys.modules.pop("my_heads")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,15 @@ def test_a_store_of_another_backbone_is_not_repaired(folder, store):
         check.repair(store, backbone(seed=1), folder / "tiny.h5")
 
 
+def test_a_store_of_another_data_set_is_not_repaired(folder, store):
+    data_set(folder / "other.h5", seed=1)
+    next(store.rglob("c.1.0.0.0")).unlink()
+    missing = check.verify(store)
+    with pytest.raises(TedmError, match="nothing was changed"):
+        check.repair(store, backbone(), folder / "other.h5")
+    assert check.verify(store) == missing
+
+
 def test_ls_and_info_tell_sizes_and_states(store):
     rows = check.ls(store)
     assert [row.key for row in rows] == ["t0010/up0", "t0010/up1", "t0050/up0", "t0050/up1"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from tedm import cli_store, config, memory
 from tedm.errors import TedmError
@@ -271,8 +272,25 @@ def main() -> None:
     try:
         app()
     except TedmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _stop(str(error))
+    except ValidationError as error:
+        _stop(f"--spec: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror}")
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+class Settings(dict[str, Any]):
+    """The settings of a job; one that is missing is named."""
+
+    def __missing__(self, key: str) -> Any:
+        raise TedmError(f"--spec: {key} is missing")
 
 
 def _settings(spec: str) -> dict[str, Any]:
@@ -282,7 +300,7 @@ def _settings(spec: str) -> dict[str, Any]:
         raise TedmError(f"--spec: not valid JSON ({error})") from None
     if not isinstance(settings, dict):
         raise TedmError("--spec: expected a JSON object")
-    return settings
+    return Settings(settings)
 
 
 def _limit_threads(threads: int) -> None:

@@ -71,6 +71,11 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _something(self) -> "SplitConfig":
         drawn = [self.train, self.val, self.test, self.unlabelled]
+        if (
+            any(isinstance(x, float) and x > 1 for x in drawn)
+            or sum(x for x in drawn if isinstance(x, float)) > 1 + 1e-9
+        ):
+            raise ValueError("fractions add up to more than 1 (whole numbers count images)")
         if self.file is None and not any(drawn):
             raise ValueError("give `file`, or numbers for train, val, test, unlabelled")
         if self.file is not None and any(drawn):
@@ -331,17 +336,32 @@ def json_schema() -> dict[str, Any]:
 def _explain(error: ValidationError, values: Any, where: str) -> Iterator[str]:
     for problem in error.errors():
         # A tagged union puts its tag into the location, where the YAML has no such key.
-        location = list(_yaml_path(problem["loc"], values))
-        path = _dotted(location)
-        if problem["type"] == "extra_forbidden":
-            yield f"{where}: {path}: unknown key{_suggestion(problem['loc'])}"
-        elif problem["type"] == "missing":
-            yield f"{where}: {path}: missing"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            shown = repr(problem["input"])
-            short = shown if len(shown) <= 60 else shown[:57] + "…"
-            yield f"{where}: {path}: {message[0].lower() + message[1:]}, got {short}"
+        path = _dotted(list(_yaml_path(problem["loc"], values)))
+        keys = _allowed_keys(problem["loc"][:-1]) if problem["type"] == "extra_forbidden" else set()
+        yield f"{where}: {_sentence(path, problem, keys)}"
+
+
+def _sentence(path: str, problem: Any, allowed: set[str]) -> str:
+    """One of pydantic's problems, in the words of whoever writes the YAML."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key{_meant(str(problem['loc'][-1]), allowed)}"
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind == "union_tag_not_found":
+        return f"{path}.type: missing"
+    if kind == "union_tag_invalid":
+        choices = [choice.strip("' ") for choice in context["expected_tags"].split(",")]
+        return f"{path}.type: no {context['tag']}{_meant(context['tag'], choices)}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        message = "expected keys and values below it"
+    elif kind == "string_pattern_mismatch":
+        message = "names and paths have letters, digits, '-', '_' (paths also '.' and '/') and no blanks"
+    else:
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+    shown = repr(problem["input"])
+    return f"{path}: {message}, got {shown if len(shown) <= 60 else shown[:57] + '…'}"
 
 
 def _yaml_path(location: tuple[str | int, ...], values: Any) -> Iterator[str | int]:
@@ -363,10 +383,6 @@ def _dotted(location: list[str | int]) -> str:
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text or "(top level)"
-
-
-def _suggestion(location: tuple[str | int, ...]) -> str:
-    return _meant(str(location[-1]), _allowed_keys(location[:-1]))
 
 
 def _meant(key: str, allowed: Iterable[str]) -> str:
@@ -422,8 +438,14 @@ def _inconsistencies(e: Experiment) -> Iterator[str]:
 def _data_inconsistencies(e: Experiment) -> Iterator[str]:
     known = f"(data sets: {', '.join(e.datasets)})"
     for name, backbone in e.backbones.items():
-        if isinstance(backbone, DDPMConfig) and backbone.data not in e.datasets:
+        if not isinstance(backbone, DDPMConfig):
+            continue
+        if backbone.data not in e.datasets:
             yield f"backbones.{name}.data: no data set {backbone.data} {known}"
+        else:
+            split = e.datasets[backbone.data].split
+            if split.file is None and not (split.unlabelled or split.train):
+                yield f"backbones.{name}.data: {backbone.data} has no split unlabelled or train"
     if e.evaluation.train_on not in e.datasets:
         yield f"evaluation.train_on: no data set {e.evaluation.train_on} {known}"
     for i, name in enumerate(e.evaluation.test_on):
@@ -531,12 +553,7 @@ def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
         except ValidationError as error:
             allowed = {*HEAD_SETTINGS[head.type].model_fields, *HeadConfig.model_fields}
             for problem in error.errors():
-                path = _dotted([where, *problem["loc"]])
-                if problem["type"] == "extra_forbidden":
-                    yield f"{path}: unknown key{_meant(str(problem['loc'][-1]), allowed)}"
-                else:
-                    message = problem["msg"].removeprefix("Value error, ")
-                    yield f"{path}: {message[0].lower() + message[1:]}"
+                yield _sentence(_dotted([where, *problem["loc"]]), problem, allowed)
             return
         if head.readings and settings.get("combine") == "concat":
             yield f"{where}.readings: a head that concatenates its timesteps has no single-step readings"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tedm import files
@@ -398,12 +398,13 @@ class _Run:
         tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
         tensors["loss_sum"] = self.loss_sum
         record = asdict(self.record) | {"loss_count": self.loss_count, "digest": self.digest}
+        # As bytes: save_file hides the reason of a failure, a full disk say, from files.whole.
+        content = save(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            {"training": json.dumps(record)},
+        )
         with files.whole(self.file) as partial:
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-                partial,
-                {"training": json.dumps(record)},
-            )
+            partial.write_bytes(content)
         self.saved_step, self.saved_at = self.record.steps, time.monotonic()
         self.saving_cost = self.saved_at - began
 

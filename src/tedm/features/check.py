@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tedm.config import Experiment, FeaturesConfig
+from tedm.data.prepared import PreparedSet
 from tedm.errors import TedmError
 from tedm.features import store as layout
 from tedm.features.shards import DamageError
@@ -287,6 +288,12 @@ def repair(
             f"{location}: was made by backbone {root.origin.backbone_digest[:12]}…, this one is"
             f" {backbone.digest[:12]}…; extract the features again instead"
         )
+    with PreparedSet(data) as prepared:
+        if root.origin.data_digest != prepared.digest:
+            raise TedmError(
+                f"{location}: was made from data set {root.origin.data_digest[:12]}…, but {data} is"
+                f" {prepared.digest[:12]}… ({prepared.label}); nothing was changed"
+            )
     problems = verify(store, progress=progress)
     for timestep in sorted({int(problem.key[1:].split("/")[0]) for problem in problems}):
         mine = [p for p in problems if p.key.split("/")[0] == f"t{timestep:04d}"]

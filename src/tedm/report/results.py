@@ -19,8 +19,8 @@ def write_table1(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
     """Write Table 1 (Rosnati et al. 2023): Dice of every method, data set and training size.
 
     Args:
-        spec: title, methods (rows), datasets (name → label), synthetic (names), level of the test; and
-            sources (heads and baselines), train_sizes and seeds, which name the score files.
+        spec: title, methods (rows), datasets (pairs of name and label), synthetic (names), level of the
+            test; and sources (heads and baselines), train_sizes and seeds, which name the score files.
         scores: directory of the score files.
         out: table1.csv; the other forms lie beside it.
     """
@@ -29,10 +29,13 @@ def write_table1(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
 
 
 def draw_learning_curves(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
-    """Draw mean Dice over the training size; arguments as in write_table1."""
+    """Draw mean Dice over the training size; arguments as in write_table1.
+
+    Readings of a head at some of its timesteps stay in the table: nobody could tell so many lines apart.
+    """
     from tedm.report import figures
 
-    figures.learning_curves(out, _table(spec, scores))
+    figures.learning_curves(out, _table({**spec, "methods": spec["sources"]}, scores))
     say(f"Learning curves: {out}")
 
 
@@ -43,7 +46,7 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
     is usual, and what is hard. The best ones would flatter.
 
     Args:
-        spec: methods (columns), datasets (name → label), synthetic (names), train size n and seed.
+        spec: methods (columns), datasets (pairs of name and label), synthetic (names), size n and seed.
         data: directory of prepared data sets.
         scores: directory of score files and masks.
         out: figure (.png).
@@ -53,7 +56,7 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
     images, truth, labels = [], [], []
     predictions: dict[str, list[Any]] = {method: [] for method in spec["methods"]}
     classes: list[str] = []
-    for dataset, label in spec["datasets"].items():
+    for dataset, label in spec["datasets"]:
         run = {m: scores / m / f"n{spec['n']}" / f"seed{spec['seed']}" / dataset for m in spec["methods"]}
         chosen = _examples(evaluation.read_scores(path.with_suffix(".csv") for path in run.values()), spec)
         with PreparedSet(data / f"{dataset}.h5") as prepared:
@@ -61,7 +64,7 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
             rows = rows[:EXAMPLES_PER_DATASET]
             images.append(prepared.images(rows))
             truth.append(prepared.masks(rows))
-            labels += [f"{label}\n{prepared.ids[row]}" for row in rows]
+            labels += [f"{label}\n{_short(prepared.ids[row])}" for row in rows]
             classes = list(prepared.classes)
             for method, path in run.items():
                 ids, masks = read_masks(path.with_suffix(".npz"))
@@ -90,7 +93,7 @@ def _table(spec: Mapping[str, Any], scores: Path) -> tables.Table:
         evaluation.read_scores(_score_files(spec, scores)),
         "dice",
         spec["methods"],
-        spec["datasets"],
+        dict(spec["datasets"]),
         spec["level"],
         spec["title"] + ".",
         synthetic=spec["synthetic"],
@@ -101,5 +104,9 @@ def _score_files(spec: Mapping[str, Any], scores: Path) -> Iterator[Path]:
     for source in spec["sources"]:
         for n in spec["train_sizes"]:
             for seed in spec["seeds"]:
-                for dataset in spec["datasets"]:
+                for dataset, _ in spec["datasets"]:
                     yield scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.csv"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else name[:13] + "…"
