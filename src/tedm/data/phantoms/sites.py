@@ -52,9 +52,9 @@ SITES = {
     ),
     # Erect PA films of cooperative patients, digitised: soft and bright, one small nodule in most.
     "jsrt": Site(
-        field=(34.5, 37), ap=0.0, tilt=0.8, off_centre=0.6, stretch=(0.99, 1.01), breath=(0.55, 1.0),
-        scatter=(0.5, 0.9), noise=(0.004, 0.01), blur=(0.03, 0.07), lung_grey=(0.36, 0.62),
-        heart_grey=(0.86, 0.94), black=(0.1, 0.3), sharpen=(0.0, 0.0),
+        field=(34.5, 40), ap=0.0, tilt=0.8, off_centre=0.6, stretch=(0.99, 1.01), breath=(0.55, 1.0),
+        scatter=(0.5, 0.9), noise=(0.004, 0.01), blur=(0.03, 0.07), lung_grey=(0.3, 0.62),
+        heart_grey=(0.8, 0.94), black=(0.02, 0.3), sharpen=(0.0, 0.0),
         collimated=0.0, border=(0.0, 0.0), border_grey=(0.0, 0.0), blocks=0.75, marker=0.1,
         nodule=0.6, nodule_radius=(0.4, 1.2), consolidation=0.0, effusion=0.0, upper_lobe=0.0,
         interstitial=0.0, devices=0.0,
@@ -62,8 +62,8 @@ SITES = {
     # Patients of a referral hospital: many at the bedside, many ill, flat and grainy images.
     "nih": Site(
         field=(34, 43), ap=0.5, tilt=2.5, off_centre=1.2, stretch=(0.92, 1.08), breath=(0.0, 0.9),
-        scatter=(0.7, 1.7), noise=(0.01, 0.024), blur=(0.06, 0.18), lung_grey=(0.2, 0.5),
-        heart_grey=(0.58, 0.8), black=(0.0, 0.08), sharpen=(0.0, 0.5),
+        scatter=(0.7, 1.7), noise=(0.008, 0.018), blur=(0.06, 0.18), lung_grey=(0.26, 0.54),
+        heart_grey=(0.7, 0.88), black=(0.0, 0.15), sharpen=(0.0, 0.5),
         collimated=0.35, border=(-2.5, 2.0), border_grey=(0.0, 0.05), blocks=0.0, marker=0.85,
         nodule=0.2, nodule_radius=(0.6, 2.0), consolidation=0.45, effusion=0.3, upper_lobe=0.05,
         interstitial=0.3, devices=0.35,
@@ -71,8 +71,8 @@ SITES = {
     # Tuberculosis screening on a hard, edge-enhanced digital system with the shutter in view.
     "montgomery": Site(
         field=(36, 43), ap=0.0, tilt=1.5, off_centre=0.9, stretch=(0.92, 1.02), breath=(0.4, 1.0),
-        scatter=(0.35, 0.7), noise=(0.008, 0.02), blur=(0.02, 0.06), lung_grey=(0.12, 0.36),
-        heart_grey=(0.55, 0.78), black=(0.0, 0.04), sharpen=(0.3, 0.8),
+        scatter=(0.35, 0.7), noise=(0.008, 0.02), blur=(0.02, 0.06), lung_grey=(0.22, 0.46),
+        heart_grey=(0.7, 0.88), black=(0.0, 0.1), sharpen=(0.3, 0.8),
         collimated=0.95, border=(0.3, 3.5), border_grey=(0.0, 0.04), blocks=0.0, marker=0.5,
         nodule=0.05, nodule_radius=(0.5, 1.5), consolidation=0.05, effusion=0.1, upper_lobe=0.45,
         interstitial=0.05, devices=0.0,
