@@ -191,7 +191,9 @@ def begin_run():
         Path(RESULTS).mkdir(parents=True, exist_ok=True)
         RUN_LOCK.acquire(timeout=0)
     except OSError as error:
-        raise WorkflowError(f"{RESULTS}: cannot be used for results ({error.strerror})") from None
+        raise WorkflowError(
+            f"{RESULTS}: cannot be used for results ({error.strerror})"
+        ) from None
     except Timeout:
         raise WorkflowError(
             f"{RESULTS}: another snakemake is running on these results; wait for it, or choose another"

@@ -12,10 +12,10 @@ rule prepare_data:
         "<logs>/data/{dataset}.log",
     benchmark:
         "<benchmarks>/data/{dataset}.tsv"
+    priority: 200  # bad images are found before anything long begins
     conda:
         "../envs/tedm.yaml"
     threads: 2
-    priority: 200  # bad images are found before anything long begins
     resources:
         mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=60,
