@@ -329,8 +329,7 @@ def test_initial_weights_depend_on_the_names_only():
 def test_bfloat16_trains_to_nearly_the_same_loss(tmp_path):
     _, exact = run(tmp_path / "a")
     _, rough = run(tmp_path / "b", SETTINGS.model_copy(update={"precision": "bfloat16"}))
-    first = exact.rows[0].loss
-    assert rough.best_validation == pytest.approx(exact.best_validation, abs=0.05 * first)
+    assert rough.best_validation == pytest.approx(exact.best_validation, rel=0.1)
 
 
 @pytest.mark.slow  # the compiler takes its time

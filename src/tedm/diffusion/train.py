@@ -32,7 +32,6 @@ def train_backbone(
     name: str | None = None,
     *,
     device: torch.device | str = "cpu",
-    threads: int | None = None,
 ) -> None:
     """Train a backbone, or go on where a killed training stopped.
 
@@ -47,13 +46,10 @@ def train_backbone(
         out: directory of the backbone.
         name: of the backbone, for people; absent: the directory's.
         device: that trains.
-        threads: of the CPU; absent: as torch has them.
 
     Raises:
         TedmError: too few images, an image size that the levels don't divide, a loss that isn't finite.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     label = f"backbone {name or out.name}"
     first = processes()[0] == 0  # of the processes of torch.distributed, which share one directory
     lock = files.only_one(out / checkpoint.WEIGHTS, f"the {label}") if first else nullcontext()
