@@ -23,7 +23,7 @@ rule extract_features:
         runtime=4 * 60,
     params:
         # The store itself is undeclared, so that a killed job is resumed instead of wiped.
-        store=lambda w, output: f"{directory_of(output.manifest)}/{w.dataset}.zarr",
+        store=lambda w, output: store_for(output.manifest, w.dataset),
         spec=lambda w: canonical_json(extract_spec(w.timestep)),
         backbone=lambda w, input: directory_of(input.digest),
     shell:

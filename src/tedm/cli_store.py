@@ -1,6 +1,8 @@
 """The commands `tedm store …`: look into feature stores, check them, mend them, make room."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +10,7 @@ import typer
 
 from tedm import config
 from tedm.errors import TedmError
-from tedm.progress import say, stage
+from tedm.progress import Stage, say, stage
 
 if TYPE_CHECKING:
     from tedm.features.check import Problem, Removal
@@ -27,9 +29,8 @@ def ls(store: Store) -> None:
 
     from tedm.features import check
 
-    table = Table(
-        "array", "state", "shape", "type", "codec", "shards", "size", "of upsampled float32", "note"
-    )
+    columns = ("array", "state", "shape", "type", "codec", "shards", "size", "of upsampled float32")
+    table = Table(*columns, "made", "by", "note")
     for array in check.ls(store):
         table.add_row(
             array.key,
@@ -40,9 +41,11 @@ def ls(store: Store) -> None:
             f"{array.shards_done}/{array.shards}",
             _size(array.bytes),
             f"1/{1 / array.ratio:.1f}" if array.ratio else "",
+            array.made_at.astimezone().strftime("%Y-%m-%d %H:%M") if array.made_at else "",
+            array.made_by,
             array.note,
         )
-    Console(width=None if Console().is_terminal else 160).print(table)
+    Console(width=None if Console().is_terminal else 180).print(table)
 
 
 @app.command()
@@ -59,12 +62,16 @@ def info(store: Store) -> None:
 def verify(store: Store) -> None:
     """Read everything and compare it with what was written; status 1 if anything is bad."""
     from tedm.features import check
+    from tedm.features.store import Location, repair_command
 
-    with stage(f"verify {store}", 0, "shards") as progress:
-        problems = check.verify(store, progress=progress.reach)
+    with _shards(f"verify {store}") as progress:
+        problems = check.verify(store, progress=progress)
+    _show(problems)
+    if any(problem.mended for problem in problems):
+        mend = repair_command(Location(store))
+        raise TedmError(f"{store}: {_counted(problems)}.\n  Compute it again:  {mend}")
     if problems:
-        _show(problems)
-        raise TedmError(f"{store}: {len(problems)} problems; `tedm store repair` computes it again")
+        raise TedmError(f"{store}: its arrays are sound; what is beside them is not of tedm")
     say(f"{store}: sound")
 
 
@@ -78,10 +85,12 @@ def repair(
     from tedm import backbones
     from tedm.features import check
 
-    with stage(f"verify {store}", 0, "shards") as progress:
-        problems = check.repair(store, backbones.load(backbone), data, progress=progress.reach)
+    loaded = backbones.load(backbone, allow_imports=True)
+    with _shards(f"verify {store}") as progress:
+        problems = check.repair(store, loaded, data, progress=progress)
     _show(problems)
-    say(f"{store}: {f'mended {len(problems)} problems' if problems else 'nothing to mend'}")
+    mended = [problem for problem in problems if problem.mended]
+    say(f"{store}: {f'mended {_counted(mended)}' if mended else 'nothing to mend'}")
 
 
 @app.command()
@@ -109,9 +118,27 @@ def rm(
     _removed(check.rm(store, key, dry_run=not yes), yes)
 
 
+@contextmanager
+def _shards(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress over shards, from the first one on: where nothing is read, nothing is shown."""
+    with ExitStack() as stack:
+        shown: list[Stage] = []
+
+        def reach(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(stage(label, total, "shards")))
+            shown[0].reach(done, total)
+
+        yield reach
+
+
+def _counted(problems: "list[Problem]") -> str:
+    return f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+
+
 def _show(problems: "list[Problem]") -> None:
     for problem in problems:
-        images = f" ({len(problem.ids)} images, from {problem.ids[0]})" if problem.ids else ""
+        images = f" ({problem.ids[0]}{', …' if len(problem.ids) > 1 else ''})" if problem.ids else ""
         say(f"  {problem.key}: {problem.kind}: {problem.note}{images}")
 
 
@@ -120,7 +147,8 @@ def _removed(removals: "list[Removal]", done: bool) -> None:
         print(f"{removal.key}\t{_size(removal.bytes)}")
     total = _size(sum(removal.bytes for removal in removals))
     hint = "" if done or not removals else "; --yes removes them"
-    say(f"{'removed' if done else 'would remove'} {len(removals)} arrays, {total}{hint}")
+    count = f"{len(removals)} array{'s' * (len(removals) != 1)}"
+    say(f"{'removed' if done else 'would remove'} {count}, {total}{hint}")
 
 
 def _size(count: float) -> str:

@@ -1,24 +1,47 @@
 """Care of feature stores: what is there, whether it is sound, mending it, removing what nobody reads."""
 
+import contextlib
+import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tedm import files
 from tedm.config import Experiment, FeaturesConfig
 from tedm.data.prepared import PreparedSet
+from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import store as layout
 from tedm.features.shards import DamageError
-from tedm.features.store import ArrayInfo, Key, Location, Record, RootInfo
+from tedm.features.store import ArrayInfo, Key, Location, Origin, Record, RootInfo
 
 if TYPE_CHECKING:
     from tedm.backbones import Backbone
 
-State = Literal["complete", "unfinished", "stale", "foreign"]
+State = Literal["complete", "unfinished", "damaged", "stale", "foreign"]
+ROOT = "/"  # key of a problem of the store as a whole
+PARTIAL = re.compile(r"(.*/)?\.[^/]+\.partial")  # what a killed writer leaves
+FACTS = (
+    "dataset",
+    "synthetic",
+    "ids",
+    "subjects",
+    "splits",
+    "image_shape",
+    "layers",
+    "diffusion_timesteps",
+)
+
+
+# missing, unfinished: not there; damaged: unreadable; stale: of another backbone, data or settings;
+# foreign: in the place of one of ours; unknown: beside ours; litter: of killed writers
+Kind = Literal["missing", "damaged", "unfinished", "stale", "foreign", "unknown", "litter"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +50,8 @@ class ArrayStatus:
 
     key: str  # t0050/up2
     state: State
-    # unfinished: shards are missing; stale: of another backbone, data or settings; foreign: not ours
+    # unfinished: shards are yet to come; damaged: shards are gone or cut off; stale: of another backbone,
+    # data or settings; foreign: not ours
     shape: tuple[int, ...]  # N, C, h, w
     dtype: str
     codec: str
@@ -35,7 +59,9 @@ class ArrayStatus:
     shards_done: int
     bytes: int  # on the disk
     ratio: float  # of these to the features at image size in float32
-    note: str  # why it is stale or foreign
+    made_by: str  # owner of the newest file; "" where the place knows none
+    made_at: datetime | None  # when that was written
+    note: str  # why it is not complete
 
 
 @dataclass(frozen=True)
@@ -58,11 +84,17 @@ class StoreInfo:
 class Problem:
     """Something in a store that is not as it should be."""
 
-    key: str  # of an array, or of a timestep
-    kind: Literal["missing", "damaged", "unfinished", "stale", "foreign", "litter"]
+    key: str  # of an array, a timestep or a draw; / is the store as a whole
+    kind: Kind
     shard: int | None
     ids: tuple[str, ...]  # images that cannot be read
     note: str
+    file: str = ""  # litter: the file, below the store
+
+    @property
+    def mended(self) -> bool:
+        """Whether `repair` mends it. It touches nothing that is not of this project."""
+        return self.kind != "unknown"
 
 
 @dataclass(frozen=True)
@@ -77,15 +109,15 @@ class Removal:
 
 
 def ls(store: Path | str) -> list[ArrayStatus]:
-    """The arrays of a store, with their sizes and states; reads metadata only."""
-    location = Location(store)
+    """The arrays of a store, with their sizes and states; reads metadata and the shards' indices only."""
+    location = layout.located(store)
     root = layout.read_root(location)
     return [_status(location, root, key) for key in layout.list_keys(location)]
 
 
 def info(store: Path | str) -> StoreInfo:
     """What a store says of itself, and its size."""
-    location = Location(store)
+    location = layout.located(store)
     root = layout.read_root(location)
     keys = layout.list_keys(location)
     return StoreInfo(
@@ -103,14 +135,20 @@ def info(store: Path | str) -> StoreInfo:
 
 
 def _status(location: Location, root: RootInfo, key: Key) -> ArrayStatus:
-    size = sum(location.sizes(str(key)).values())
+    sizes = location.sizes(str(key))
+    size = sum(sizes.values())
+    made_by, made_at = location.made(str(key)) or ("", None)
     array, state, note = _judged(location, root, key)
     if array is None:
-        return ArrayStatus(str(key), state, (), "", "", 0, 0, size, 0.0, note)
-    digests = _recorded(location, array)
-    done = sum(digest is not None for digest in digests)
-    if state == "complete" and done < array.shards:
-        state, note = "unfinished", f"{done} of {array.shards} shards are there"
+        return ArrayStatus(str(key), state, (), "", "", 0, 0, size, 0.0, made_by, made_at, note)
+    vouched = [shard for shard, digest in enumerate(_recorded(location, array)) if digest is not None]
+    found = (layout.shard_flaw(location, array, n, sizes.get(layout.shard_name(n))) for n in vouched)
+    flaws = [flaw for flaw in found if flaw is not None]
+    if state == "complete" and flaws:
+        more = f" and {len(flaws) - 1} more" if len(flaws) > 1 else ""
+        state, note = "damaged", f"{flaws[0]}{more}"
+    elif state == "complete" and len(vouched) < array.shards:
+        state, note = "unfinished", f"{len(vouched)} of {array.shards} shards are there"
     n, channels = array.shape[:2]
     upsampled = 4 * n * channels * root.image_shape[1] * root.image_shape[2]
     return ArrayStatus(
@@ -120,9 +158,11 @@ def _status(location: Location, root: RootInfo, key: Key) -> ArrayStatus:
         array.origin.dtype,
         array.codec,
         array.shards,
-        done,
+        len(vouched) - len(flaws),
         size,
         size / upsampled,
+        made_by,
+        made_at,
         note,
     )
 
@@ -169,24 +209,33 @@ def verify(
         keys: only these arrays; None: all.
         progress: called with shards read so far and shards to read.
     """
-    location = Location(store)
+    location = layout.located(store)
+    flaw = _root_flaw(location)
+    if flaw is not None:
+        # Without it nobody knows what the rest should be; `repair` mends it first, then looks on.
+        found = [Problem(ROOT, "damaged", None, (), flaw), *_broken_groups(location)]
+        return found + list(_broken_arrays(location)) + list(_litter(location, {}))
     root = layout.read_root(location)
     present = layout.list_keys(location)
     wanted = present if keys is None else [Key.parse(key) for key in keys]
-    problems = list(_absent(location, root, wanted, present, everything=keys is None))
+    problems = list(_broken_groups(location)) if keys is None else []
+    broken = {problem.key for problem in problems}
+    problems += _absent(location, root, wanted, present, everything=keys is None)
     arrays = []
     for key in wanted:
-        if key in present:
-            array, state, note = _judged(location, root, key)
-            if array is None or state != "complete":
-                kind: Literal["stale", "foreign"] = "stale" if state == "stale" else "foreign"
-                problems.append(Problem(str(key), kind, None, (), note))
-            else:
-                arrays.append(array)
+        if key not in present:
+            continue
+        array, state, note = _judged(location, root, key)
+        if key.layer not in root.layers:
+            problems.append(Problem(str(key), "unknown", None, (), _leave(location, str(key))))
+        elif array is None or state != "complete":
+            kind: Kind = "stale" if state == "stale" else "foreign"
+            problems.append(Problem(str(key), kind, None, (), note))
+        elif key.groups[0] not in broken:  # else nothing says what it should be
+            arrays.append(array)
     total = sum(array.shards for array in arrays)
     done = 0
     for array in arrays:
-        problems += _litter(location, array)
         for shard, recorded in enumerate(_recorded(location, array)):
             problem = _shard_problem(location, root, array, shard, recorded)
             if problem is not None:
@@ -194,7 +243,80 @@ def verify(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return problems
+    if keys is None:
+        problems += _litter(location, {str(array.key): array for array in arrays})
+    return sorted(problems, key=lambda problem: problem.key)
+
+
+def _root_flaw(location: Location) -> str | None:
+    """What is wrong with the root of a store that is ours otherwise; None where it is sound.
+
+    Raises:
+        TedmError: nothing here says that this is a feature store of this version.
+    """
+    try:
+        layout.read_root(location)
+    except TedmError as error:
+        try:
+            attributes = location.attributes() or {}
+        except TedmError:
+            attributes = {}
+        newer = attributes.get("format_version", layout.FORMAT_VERSION) != layout.FORMAT_VERSION
+        if newer or not location.children():
+            raise
+        if not _origins(location):
+            if attributes or not layout.list_timesteps(location):
+                raise
+            raise TedmError(
+                f"{location}: its root is broken, and nothing in it says what it was made from.\n"
+                f"  Delete it and make it again:  {layout.EXTRACT_AGAIN}"
+            ) from None
+        return str(error).split("\n")[0] if location.has("zarr.json") else "its zarr.json is gone or empty"
+    return None
+
+
+def _origins(location: Location) -> list[Origin]:
+    """What the arrays of a store, and the manifests beside it, say that they come from."""
+    origins = []
+    for key in layout.list_keys(location):
+        try:
+            shape = (location.metadata(str(key)) or {}).get("shape")
+            array = layout.read_array_info(location, key, shape[0] if isinstance(shape, list) else 0)
+        except (TedmError, IndexError):
+            continue
+        if array is not None and array.origin not in origins:
+            origins.append(array.origin)
+    for timestep in layout.list_timesteps(location):
+        origin = Origin.of(_manifest(location, timestep))
+        if origin is not None and origin not in origins:
+            origins.append(origin)
+    return origins
+
+
+def _broken_arrays(location: Location) -> Iterator[Problem]:
+    for key in layout.list_keys(location):
+        try:
+            location.metadata(str(key))
+        except TedmError as error:
+            yield Problem(str(key), "foreign", None, (), str(error).split("\n")[0])
+
+
+def _broken_groups(location: Location) -> Iterator[Problem]:
+    """Timesteps and draws whose group, or record of finished shards, is not as we write them."""
+    for timestep in layout.list_timesteps(location):
+        name = f"t{timestep:04d}"
+        draws = [f"{name}/{child}" for child in location.children(name) if layout.DRAW.fullmatch(child)]
+        for group in (name, *draws):
+            try:
+                metadata = location.metadata(group)
+                if metadata is not None and (
+                    metadata.get("node_type") != "group" or (group != name and metadata.get("attributes"))
+                ):
+                    raise TedmError(f"{location}/{group}: its zarr.json is not that of a group of ours")
+                if group == name:
+                    Record(location, timestep).read()
+            except TedmError as error:
+                yield Problem(group, "damaged", None, (), str(error).split("\n")[0])
 
 
 def _absent(
@@ -204,21 +326,35 @@ def _absent(
     names = {str(key) for key in present}
     claimed = {} if everything else {str(key): "no such array" for key in wanted}
     for timestep in layout.list_timesteps(location) if everything else []:
-        try:
+        with contextlib.suppress(TedmError):  # a broken record is a problem of its own
             record = Record(location, timestep).read()
             claimed |= dict.fromkeys(record, "the record of finished shards has it, but it is gone")
-        except TedmError as error:
-            yield Problem(f"t{timestep:04d}", "damaged", None, (), str(error))
     for key, note in claimed.items():
         if key not in names:
             yield Problem(key, "missing", None, root.ids, note)
 
 
-def _litter(location: Location, array: ArrayInfo) -> Iterator[Problem]:
-    """Files below an array that are no part of it."""
-    own = {"zarr.json", *(layout.shard_name(shard) for shard in range(array.shards))}
-    for name in sorted(set(location.sizes(str(array.key))) - own):
-        yield Problem(str(array.key), "litter", None, (), f"{name} is no part of the array")
+def _litter(location: Location, known: dict[str, ArrayInfo]) -> Iterator[Problem]:
+    """Files that no array and no group of the store has, and what killed writers left."""
+    arrays = {str(key) for key in layout.list_keys(location)}
+    unknown = set()
+    for file in sorted(location.sizes("")):
+        folder, _, name = file.rpartition("/")
+        if PARTIAL.fullmatch(file):
+            note = f"{name} was left half-written by a process that was killed"
+            yield Problem(folder or ROOT, "litter", None, (), note, file)
+        elif folder in known and name != "zarr.json":
+            if name not in map(layout.shard_name, range(known[folder].shards)):
+                yield Problem(folder, "litter", None, (), f"{name} is no part of the array", file)
+        elif name == "zarr.json" and folder and folder not in arrays and not layout.KEY.fullmatch(folder):
+            unknown.add(folder)
+    for folder in sorted(unknown):
+        yield Problem(folder, "unknown", None, (), _leave(location, folder))
+
+
+def _leave(location: Location, key: str) -> str:
+    remove = f"`tedm store rm {location} {key} --yes` removes it" if layout.KEY.fullmatch(key) else ""
+    return f"nothing that tedm made; it is left alone{'; ' * bool(remove)}{remove}"
 
 
 def _shard_problem(
@@ -281,89 +417,223 @@ def repair(
     """
     from tedm.features.extract import extract
 
-    location = Location(store)
+    location = layout.located(store)
+    problems = _mend_root(location, backbone, data)
     root = layout.read_root(location)
-    if root.origin.backbone_digest != backbone.digest:
-        raise TedmError(
-            f"{location}: was made by backbone {root.origin.backbone_digest[:12]}…, this one is"
-            f" {backbone.digest[:12]}…; extract the features again instead"
-        )
-    with PreparedSet(data) as prepared:
-        if root.origin.data_digest != prepared.digest:
-            raise TedmError(
-                f"{location}: was made from data set {root.origin.data_digest[:12]}…, but {data} is"
-                f" {prepared.digest[:12]}… ({prepared.label}); nothing was changed"
-            )
-    problems = verify(store, progress=progress)
-    for timestep in sorted({int(problem.key[1:].split("/")[0]) for problem in problems}):
-        mine = [p for p in problems if p.key.split("/")[0] == f"t{timestep:04d}"]
-        settings = _settings(location, root, timestep, mine)
-        _disown(location, timestep, mine)
+    problems += verify(store, progress=progress)
+    mine = [problem for problem in problems if problem.key != ROOT and problem.mended]
+    for timestep in sorted({int(problem.key[1:].split("/")[0]) for problem in mine}):
+        left = [problem for problem in mine if problem.key.split("/")[0] == f"t{timestep:04d}"]
+        with _alone_at(location, timestep):
+            left = _restate(location, root, timestep, left)
+            settings = _settings(location, root, timestep, left)
+            _disown(location, timestep, left, settings)
         extract(
             backbone,
             data,
-            store,
+            str(location),
             manifest_of(location, timestep),
             timestep,
             settings,
             root.origin.noise_seed,
             devices=devices,
         )
+    for problem in problems:
+        if problem.key == ROOT and problem.kind == "litter":
+            location.remove(problem.file)
     return problems
 
 
-def manifest_of(location: Location, timestep: int) -> Path:
-    """The manifest that the workflow keeps of a timestep: {dataset}.t0050.json beside {dataset}.zarr."""
-    return location.path.with_name(f"{location.path.stem}.t{timestep:04d}.json")
+def _mend_root(location: Location, backbone: "Backbone", data: Path) -> list[Problem]:
+    """Write a root anew that is broken, or that does not say what backbone and data say."""
+    from tedm.features.extract import root_attributes, write_root
+
+    flaw = _root_flaw(location)
+    origins = _origins(location) if flaw is not None else [layout.read_root(location).origin]
+    right = [origin for origin in origins if origin.backbone_digest == backbone.digest]
+    if not right:
+        raise TedmError(
+            f"{location}: was made by backbone {origins[0].backbone_digest[:12]}…, this one is"
+            f" {backbone.digest[:12]}…; extract the features again instead"
+        )
+    with PreparedSet(data) as prepared:
+        others = [origin for origin in right if origin.data_digest != prepared.digest]
+        right = [origin for origin in right if origin.data_digest == prepared.digest]
+        if not right:
+            raise TedmError(
+                f"{location}: was made from data set {others[0].data_digest[:12]}…, but {data} is"
+                f" {prepared.digest[:12]}… ({prepared.label}); nothing was changed"
+            )
+        if len(right) > 1:
+            raise TedmError(
+                f"{location}: its arrays were made with several settings"
+                f" ({'; '.join(right[0].differences(right[1]))}), and its root no longer says which it"
+                f" keeps; delete it, or the arrays of the wrong ones, and run\n  {layout.EXTRACT_AGAIN}"
+            )
+        kind: Kind = "damaged"
+        if flaw is None:
+            stated, facts = (
+                layout.read_root(location).attributes,
+                root_attributes(prepared, backbone, right[0]),
+            )
+            wrong = [name for name in FACTS if stated.get(name) != facts[name]]
+            if not wrong:
+                return []
+            kind, flaw = "foreign", f"its {', '.join(wrong)} are not those of the backbone and the data set"
+        else:
+            location.remove("zarr.json")
+        write_root(location, prepared, backbone, right[0])
+    return [Problem(ROOT, kind, None, (), flaw)]
 
 
-def _settings(
+def manifest_of(location: Location, timestep: int) -> Path | None:
+    """The manifest that the workflow keeps of a timestep: {dataset}.t0050.json beside {dataset}.zarr.
+
+    None where no manifest lies beside it, as in object storage: nothing tells whose results have one.
+    """
+    store = location.directory
+    if store is None or not any(store.parent.glob(f"{store.stem}.t*.json")):
+        return None
+    return store.with_name(f"{store.stem}.t{timestep:04d}.json")
+
+
+def _manifest(location: Location, timestep: int) -> dict[str, Any]:
+    """What the manifest of a timestep says; {} where there is none that can be read."""
+    path = manifest_of(location, timestep)
+    if path is None:
+        return {}
+    try:
+        manifest = files.read_json(path)
+    except (TedmError, OSError, RecursionError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _restate(
     location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]
-) -> FeaturesConfig:
-    """Settings with which a timestep was extracted, from what is still sound, in it or beside it."""
+) -> list[Problem]:
+    """Write broken metadata anew, as far as the rest tells what it was; what is then still wrong.
+
+    Values are not computed again for it: shards whose digests are on record, or that together have the
+    digest that the manifest states, are those that were written.
+    """
+    settings = _stated(location, root, timestep, problems)
+    record = Record(location, timestep)
+    groups = {p.key for p in problems if p.kind == "damaged" and p.shard is None}
+    digests = {} if record.path in groups else record.read()
+    recovered = _recovered(location, root, timestep, set(digests))
+    foreign = [Key.parse(p.key) for p in problems if p.kind == "foreign" and p.shard is None]
+    lost = foreign or any(None in found for found in recovered.values())
+    if record.path in groups and lost and "batch_size" not in settings:
+        raise _unknown(location, timestep)
+    for group in sorted(groups):
+        location.remove(f"{group}/zarr.json")
+        layout.write_group(location, group, {})
+    changed = set(recovered)
+    for key in foreign if {"images_per_shard", "codec"} <= {*settings} else []:
+        images = min(len(root.ids), settings["images_per_shard"])
+        shape = (len(root.ids), *root.layers[key.layer])
+        layout.create_array(location, ArrayInfo(key, shape, images, settings["codec"], root.origin))
+        recovered |= _recovered(location, root, timestep, {*digests, *recovered})
+        changed.add(str(key))
+    if changed or groups:
+        record.write(digests | recovered, settings)
+    left = [p for p in problems if p.key not in groups | changed or p.kind == "litter"]
+    return left + verify(str(location), changed)
+
+
+def _recovered(
+    location: Location, root: RootInfo, timestep: int, known: Collection[str]
+) -> dict[str, list[str | None]]:
+    """Digests of a timestep's arrays that no record has: of their shards, where the manifest agrees."""
+    stated = _manifest(location, timestep)
+    arrays = stated.get("arrays") if Origin.of(stated) == root.origin else None
+    recovered: dict[str, list[str | None]] = {}
+    for key in layout.list_keys(location):
+        array, state, _ = _judged(location, root, key)
+        if key.timestep != timestep or str(key) in known or array is None or state != "complete":
+            continue
+        found = [layout.digest_shard(location, array, shard) for shard in range(array.shards)]
+        agrees = isinstance(arrays, dict) and arrays.get(str(key)) == {
+            "shape": list(array.shape),
+            "digest": digest_of(found),
+        }
+        recovered[str(key)] = found if agrees else [None] * array.shards
+    return recovered
+
+
+def _stated(
+    location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """Sizes and codec with which a timestep was extracted, from what is sound in it or else beside it."""
     settings: dict[str, Any] = {}
     for t in sorted(layout.list_timesteps(location), key=lambda t: t == timestep):
-        attributes = location.attributes(f"t{t:04d}") or {}
-        stated = attributes.get("settings")
-        settings |= stated if isinstance(stated, dict) else {}
+        with contextlib.suppress(TedmError):
+            stated = (location.attributes(f"t{t:04d}") or {}).get("settings")
+            settings |= stated if isinstance(stated, dict) else {}
     wrong = {problem.key for problem in problems}
     keys = [key for key in layout.list_keys(location) if key.timestep == timestep]
     for key in sorted(keys, key=lambda key: str(key) not in wrong):
         array, state, _ = _judged(location, root, key)
         if array is not None and state == "complete":
-            settings |= {"images_per_shard": array.images_per_shard, "codec": array.codec}
-    keys += [Key.parse(key) for key in wrong if "/" in key]
+            # As the record has it, where that says the same: more than there are images is all of them.
+            images = settings.get("images_per_shard")
+            same = isinstance(images, int) and min(images, len(root.ids)) == array.images_per_shard
+            settings |= {} if same else {"images_per_shard": array.images_per_shard}
+            settings["codec"] = array.codec
+    return settings
+
+
+def _settings(
+    location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]
+) -> FeaturesConfig:
+    """Settings to extract a timestep with, so that it becomes what it was."""
+    settings = _stated(location, root, timestep, problems)
+    keys = [key for key in layout.list_keys(location) if key.timestep == timestep]
+    for problem in problems:
+        with contextlib.suppress(TedmError):  # of a group
+            keys.append(Key.parse(problem.key))
     layers = {key.layer for key in keys}
-    stated = {k: v for k, v in asdict(root.origin).items() if k in FeaturesConfig.model_fields}
+    computed = any(p.kind not in ("litter", "damaged") or p.shard is not None for p in problems)
+    origin = {k: v for k, v in asdict(root.origin).items() if k in FeaturesConfig.model_fields}
+    if computed and "batch_size" not in settings:
+        raise _unknown(location, timestep)
     try:
         return FeaturesConfig.model_validate(
             {
                 **settings,
-                **stated,
+                **origin,
                 "layers": [layer for layer in root.layers if layer in layers] or None,
                 "draws": 1 + max((key.draw for key in keys), default=0),
             }
         )
-    except ValueError as error:
-        raise TedmError(f"{location}/t{timestep:04d}: its attributes are broken ({error})") from None
+    except ValueError:
+        raise _unknown(location, timestep) from None
 
 
-def _disown(location: Location, timestep: int, problems: Sequence[Problem]) -> None:
-    """Strike bad shards from the record and delete them, so that extraction makes them anew."""
+def _unknown(location: Location, timestep: int) -> TedmError:
+    name = f"t{timestep:04d}"
+    return TedmError(
+        f"{location}/{name}: nothing states the settings that it was made with any more.\n"
+        f"  Delete it:      tedm store rm {location} {name} --yes\n"
+        f"  and make it:    {layout.EXTRACT_AGAIN}"
+    )
+
+
+def _disown(
+    location: Location, timestep: int, problems: Sequence[Problem], settings: FeaturesConfig
+) -> None:
+    """Strike bad shards from the record and delete litter, so that extraction makes them anew."""
     record = Record(location, timestep)
-    with _alone_at(location, timestep):
-        try:
-            digests = record.read()
-        except TedmError:
-            digests = {}
-        for problem in problems:
-            if problem.kind == "litter":
-                location.remove(f"{problem.key}/{problem.note.split(' is no part')[0]}")
-            elif problem.shard is not None and problem.key in digests:
-                digests[problem.key][problem.shard] = None
-            elif problem.shard is None:
-                digests.pop(problem.key, None)
-        record.write(digests)
+    digests = record.read()
+    for problem in problems:
+        if problem.kind == "litter":
+            location.remove(problem.file)
+        elif problem.shard is not None and problem.kind != "unfinished":
+            digests[problem.key][problem.shard] = None
+        elif problem.shard is None:
+            digests.pop(problem.key, None)
+    record.write(digests, settings.model_dump(include={"images_per_shard", "batch_size", "codec"}))
 
 
 # ── removing ────────────────────────────────────────────────────────────────────────────────────
@@ -383,7 +653,7 @@ def prune(
     Returns:
         What is, or would be, removed.
     """
-    location = Location(store)
+    location = layout.located(store)
     root = layout.read_root(location)
     read = keys_read(experiment, backbone, root.layers)
     doomed = [key for key in layout.list_keys(location) if str(key) not in read]
@@ -406,7 +676,7 @@ def keys_read(experiment: Experiment, backbone: str, layers: Collection[str]) ->
 
 def rm(store: Path | str, key: str, *, dry_run: bool = False) -> list[Removal]:
     """Remove one array (t0050/up2), one draw (t0050/draw1) or one timestep (t0050) of a store."""
-    location = Location(store)
+    location = layout.located(store)
     layout.read_root(location)
     match = layout.KEY.fullmatch(key)
     if match is None:
@@ -425,16 +695,32 @@ def _remove(location: Location, keys: Sequence[Key], *, dry_run: bool) -> list[R
     for timestep in sorted({key.timestep for key in keys}):
         record = Record(location, timestep)
         with _alone_at(location, timestep):
-            digests = record.read()
             mine = [key for key in keys if key.timestep == timestep]
-            record.write({k: v for k, v in digests.items() if k not in {str(key) for key in mine}})
+            left = {str(k) for k in layout.list_keys(location) if k.timestep == timestep and k not in mine}
+            if left:
+                record.write({k: v for k, v in record.read().items() if k in left})
             for key in mine:
                 location.remove(str(key))
-            if not any(key.timestep == timestep for key in layout.list_keys(location)):
+            if not left:
                 location.remove(record.path)
-                # Otherwise the workflow would think that the timestep is there.
-                manifest_of(location, timestep).unlink(missing_ok=True)
+            _tell_workflow(location, timestep, left)
     return removals
+
+
+def _tell_workflow(location: Location, timestep: int, left: Collection[str]) -> None:
+    """Take removed arrays out of a timestep's manifest, or delete it where none is left."""
+    path, manifest = manifest_of(location, timestep), _manifest(location, timestep)
+    if path is None:
+        return
+    stated = manifest.get("arrays")
+    arrays = {k: v for k, v in stated.items() if k in left} if isinstance(stated, dict) else {}
+    if not arrays:
+        path.unlink(missing_ok=True)
+    elif arrays != stated:
+        state = path.stat()
+        files.write_json(path, manifest | {"arrays": arrays})
+        # What is left did not change: heads that were fitted on it are not out of date.
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 @contextmanager

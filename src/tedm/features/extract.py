@@ -21,10 +21,9 @@ from tedm.config import FeaturesConfig
 from tedm.data.prepared import PreparedSet
 from tedm.digests import digest_of
 from tedm.errors import TedmError
-from tedm.features import shards
 from tedm.features import store as layout
 from tedm.features.rounding import keep_bits
-from tedm.features.store import ArrayInfo, Key, Location, Origin, Record
+from tedm.features.store import ArrayInfo, Digests, Key, Location, Origin, Record
 from tedm.progress import say, stage
 
 BUFFERS = 2  # shards in memory for each device: one is filled while the other is written
@@ -34,7 +33,7 @@ def extract(
     backbone: Backbone,
     data: Path,
     store: Path | str,
-    manifest: Path,
+    manifest: Path | None,
     timestep: int,
     settings: FeaturesConfig,
     noise_seed: int,
@@ -54,8 +53,9 @@ def extract(
     Args:
         backbone: whose activations are kept.
         data: prepared data set.
-        store: Zarr store of this backbone and data set; made if absent.
-        manifest: JSON that says what is there; written last, once no shard is missing.
+        store: Zarr store of this backbone and data set, a path or s3://bucket/prefix; made if absent.
+        manifest: JSON that says what is there, and where; written last, once no shard is missing. None:
+            none is written.
         timestep: 0 … T-1, of the noise that images are given.
         settings: layers, precision, codec, noise draws, sizes of batches and shards.
         noise_seed: with image id, timestep and draw the only thing that noise depends on.
@@ -69,17 +69,9 @@ def extract(
             no space or permission; another process at the same arrays.
     """
     location = Location(store)
-    with files.explained(location.path), PreparedSet(data) as images:
+    with location.place.explained(), PreparedSet(data) as images:
         layers = _checked(backbone, images, timestep, settings, block)
-        origin = Origin(
-            backbone_digest=backbone.digest,
-            data_digest=images.digest,
-            noise_seed=noise_seed,
-            shared_noise=settings.shared_noise,
-            input_range=settings.input_range,
-            dtype=settings.dtype,
-            keep_bits=settings.keep_bits,
-        )
+        origin = _origin(backbone, images, settings, noise_seed)
         plan = [
             ArrayInfo(
                 Key(timestep, draw, layer),
@@ -92,16 +84,54 @@ def extract(
             for layer in layers
         ]
         job = _Job(location, plan, block, manifest)
+        if job.is_done():  # perhaps by somebody else, in a place that is only readable here
+            job.finish(timestep, settings)
+            return
         with layout.lock_block(location, timestep, block):
             with job.locked():
                 layout.refuse_while_extracted(location, timestep, besides=block[1])
-                _write_root(location, images, backbone, origin)
+                write_root(location, images, backbone, origin)
                 job.prepare(settings)
             if any(job.missing(draw) for draw in range(settings.draws)):
-                manifest.unlink(missing_ok=True)
+                if manifest is not None:
+                    manifest.unlink(missing_ok=True)
                 _Run(job, images, settings, devices or _default_devices()).compute(backbone)
             with job.locked():
                 job.finish(timestep, settings)
+
+
+def shared_store(
+    place: str, name: str, backbone: Backbone, data: Path, settings: FeaturesConfig, noise_seed: int
+) -> str:
+    """Path or URL of a store in a place that many experiments and users may share.
+
+    Args:
+        place: directory or URL.
+        name: of the backbone, for people; digests tell apart.
+        backbone: whose activations are kept.
+        data: prepared data set.
+        settings: as in `extract`.
+        noise_seed: as in `extract`.
+    """
+    with PreparedSet(data) as images:
+        origin = _origin(backbone, images, settings, noise_seed)
+        images_per_shard = min(settings.images_per_shard, len(images))
+    return (
+        f"{place.rstrip('/')}/"
+        f"{layout.shared_name(origin, settings.codec, images_per_shard, name, data.stem)}"
+    )
+
+
+def _origin(backbone: Backbone, images: PreparedSet, settings: FeaturesConfig, noise_seed: int) -> Origin:
+    return Origin(
+        backbone_digest=backbone.digest,
+        data_digest=images.digest,
+        noise_seed=noise_seed,
+        shared_noise=settings.shared_noise,
+        input_range=settings.input_range,
+        dtype=settings.dtype,
+        keep_bits=settings.keep_bits,
+    )
 
 
 def _default_devices() -> Sequence[str]:
@@ -141,33 +171,35 @@ def _checked(
     }
 
 
-def _write_root(location: Location, images: PreparedSet, backbone: Backbone, origin: Origin) -> None:
-    """Say on the store's root everything that a stranger needs. The caller holds the store's lock."""
+def write_root(location: Location, images: PreparedSet, backbone: Backbone, origin: Origin) -> None:
+    """Say on the store's root what `root_attributes` says. The caller holds the record of a timestep."""
+    with layout.lock_store(location):
+        layout.write_root(location, root_attributes(images, backbone, origin))
+
+
+def root_attributes(images: PreparedSet, backbone: Backbone, origin: Origin) -> dict[str, Any]:
+    """Everything that a stranger needs; on another machine only `made_with`, the versions, may differ."""
     noise = "timestep" if origin.shared_noise else "image id, timestep"
-    with files.only_one(location.lock_path(), "this feature store"):
-        attributes = {
-            "dataset": images.label,
-            "synthetic": images.synthetic,
-            "source": images.source,
-            "licence": images.licence,
-            "cite": images.cite,
-            "ids": list(images.ids),
-            "subjects": list(images.subjects),
-            "splits": list(images.splits),
-            "image_shape": list(images.image_shape),
-            "spacing_mm": images.spacing_mm if images.spacing_mm is None else list(images.spacing_mm),
-            "diffusion_timesteps": backbone.timesteps,
-            "layers": {
-                layer: [int(size) for size in shape] for layer, shape in backbone.layer_shapes.items()
-            },
-            "arrays": "t{timestep}/{layer}, t{timestep}/draw{draw}/{layer}: (image, channel, row, column)",
-            "units": "1 (activations of the backbone's decoder, before upsampling)",
-            "resize": "to image_shape: bilinear, align_corners=False (torch.nn.functional.interpolate)",
-            "noise": f"standard normal, Philox: tedm.seeds.generator(noise_seed, 'noise', {noise}, draw)",
-            "made_with": {name: version(name) for name in ("torch", "numpy", "numcodecs")},
-            **asdict(origin),
-        }
-        layout.write_root(location, attributes)
+    return {
+        "dataset": images.label,
+        "synthetic": images.synthetic,
+        "source": images.source,
+        "licence": images.licence,
+        "cite": images.cite,
+        "ids": list(images.ids),
+        "subjects": list(images.subjects),
+        "splits": list(images.splits),
+        "image_shape": list(images.image_shape),
+        "spacing_mm": images.spacing_mm if images.spacing_mm is None else list(images.spacing_mm),
+        "diffusion_timesteps": backbone.timesteps,
+        "layers": {layer: [int(size) for size in shape] for layer, shape in backbone.layer_shapes.items()},
+        "arrays": "t{timestep}/{layer}, t{timestep}/draw{draw}/{layer}: (image, channel, row, column)",
+        "units": "1 (activations of the backbone's decoder, before upsampling)",
+        "resize": "to image_shape: bilinear, align_corners=False (torch.nn.functional.interpolate)",
+        "noise": f"standard normal, Philox: tedm.seeds.generator(noise_seed, 'noise', {noise}, draw)",
+        "made_with": {name: version(name) for name in ("torch", "numpy", "numcodecs")},
+        **asdict(origin),
+    }
 
 
 # ── what there is to do, and what is done ───────────────────────────────────────────────────────
@@ -177,7 +209,7 @@ class _Job:
     """The arrays that one call makes, and the record of their shards."""
 
     def __init__(
-        self, location: Location, plan: Sequence[ArrayInfo], block: tuple[int, int], manifest: Path
+        self, location: Location, plan: Sequence[ArrayInfo], block: tuple[int, int], manifest: Path | None
     ) -> None:
         self.location, self.plan, self.manifest = location, plan, manifest
         self.timestep = plan[0].key.timestep
@@ -194,21 +226,48 @@ class _Job:
         with self._within, layout.lock_record(self.location, self.timestep):
             yield
 
-    def prepare(self, settings: FeaturesConfig) -> None:
-        """Make the arrays that are missing or stale; trust no shard that the record does not vouch for."""
+    def is_done(self) -> bool:
+        """Whether everything is there, in all blocks; reads only."""
+        attributes = self.location.attributes()
+        if attributes is None or Origin.of(attributes) != self.plan[0].origin:
+            return False
         digests = self.record.read()
-        stale = [info for info in self.plan if self._state(info) != info]
         for info in self.plan:
             recorded = digests.get(str(info.key), [])
-            if info in stale or len(recorded) != info.shards:
-                digests[str(info.key)] = [None] * info.shards
-        # Before anything is deleted: the record must never vouch for what is not there.
+            names = {"zarr.json", *(layout.shard_name(shard) for shard in range(info.shards))}
+            sizes = self.location.sizes(str(info.key))
+            if (
+                len(recorded) != info.shards
+                or None in recorded
+                or set(sizes) != names
+                or not all(sizes.values())
+                or self._state(info) != info
+                or layout.digest_shard(self.location, info, info.shards - 1) != recorded[-1]
+            ):
+                return False
+        return True
+
+    def prepare(self, settings: FeaturesConfig) -> None:
+        """Make the arrays that are missing or stale; trust no shard that the record does not vouch for."""
+        stale: list[ArrayInfo] = []
+
+        def disown(digests: Digests) -> Digests:
+            stale[:] = [info for info in self.plan if self._state(info) != info]
+            for info in self.plan:
+                recorded = digests.get(str(info.key), [])
+                if info in stale or len(recorded) != info.shards:
+                    digests[str(info.key)] = [None] * info.shards
+            return digests
+
+        # Before anything is changed: the record must never vouch for what is not there.
         sizes = {"images_per_shard": settings.images_per_shard, "batch_size": settings.batch_size}
-        self.record.write(digests, {**sizes, "codec": settings.codec})
+        self.digests = dict(self.record.update(disown, {**sizes, "codec": settings.codec}))
         for info in stale:
-            self.location.remove(str(info.key))
             layout.create_array(self.location, info)
-        self.digests = digests
+            # Shards of the same name are replaced one by one, since another process may have begun to.
+            own = {"zarr.json", *(layout.shard_name(shard) for shard in range(info.shards))}
+            for name in self.location.sizes(str(info.key)).keys() - own:
+                self.location.remove(f"{info.key}/{name}")
         self._distrust()
 
     def _state(self, info: ArrayInfo) -> ArrayInfo | None:
@@ -219,25 +278,32 @@ class _Job:
 
     def _distrust(self) -> None:
         """Forget own shards that are not whole, and clear what killed writers left."""
-        changed = False
         for path in ("", *self.plan[-1].key.groups):
             self.location.clear_litter(f"{path}/zarr.json".lstrip("/"))
+        doubtful: list[tuple[str, int, str]] = []
         for info in self.plan:
             recorded = self.digests[str(info.key)]
             vouched = [shard for shard in self.shards if recorded[shard] is not None]
             for shard in self.shards:
                 self.location.clear_litter(f"{info.key}/{layout.shard_name(shard)}")
+            sizes = self.location.sizes(str(info.key)) if vouched else {}
             for shard in vouched:
                 # The last one is read: a power cut may have caught it. The others are older.
-                whole = self.location.has(f"{info.key}/{layout.shard_name(shard)}") and (
+                whole = sizes.get(layout.shard_name(shard), 0) > 0 and (
                     shard != vouched[-1]
                     or layout.digest_shard(self.location, info, shard) == recorded[shard]
                 )
                 if not whole:
-                    recorded[shard] = None
-                    changed = True
-        if changed:
-            self.record.write(self.digests)
+                    doubtful.append((str(info.key), shard, str(recorded[shard])))
+
+        def forget(digests: Digests) -> Digests:
+            for key, shard, digest in doubtful:
+                if digests[key][shard] == digest:
+                    digests[key][shard] = None
+            return digests
+
+        if doubtful:
+            self.digests = dict(self.record.update(forget))
 
     def missing(self, draw: int) -> list["_Shard"]:
         """Shards of a noise draw to compute."""
@@ -250,12 +316,17 @@ class _Job:
         return [shard for shard in lacking if shard.infos]
 
     def vouch(self, shard: int, digests: dict[str, str]) -> None:
-        """Record that a shard is on the disk in these arrays."""
-        with self.locked():
-            record = self.record.read()
+        """Record that a shard is there in these arrays."""
+
+        def add(record: Digests) -> Digests:
             for key, digest in digests.items():
+                if shard >= len(record.get(key, [])):
+                    raise TedmError(f"{self.location}/{key}: was removed while it was extracted")
                 record[key][shard] = digest
-            self.record.write(record)
+            return record
+
+        with self.locked():
+            self.record.update(add)
 
     def finish(self, timestep: int, settings: FeaturesConfig) -> None:
         """Write the manifest, unless other blocks are still missing."""
@@ -264,12 +335,15 @@ class _Job:
         if gaps:
             say(f"{self.location}: t{timestep:04d} lacks {gaps} shards of other blocks; no manifest yet")
             return
+        if self.manifest is None:
+            return
         first = self.plan[0]
         files.write_json(
             self.manifest,
             {
                 "format": f"{layout.FORMAT}: manifest",
                 "format_version": layout.FORMAT_VERSION,
+                "store": layout.stated_in(self.manifest, self.location),
                 "timestep": timestep,
                 "images": first.shape[0],
                 "images_per_shard": first.images_per_shard,
@@ -376,8 +450,7 @@ class _Run:
         for info in shard.infos:
             rounded = keep_bits(values[info.key.layer], self.origin.keep_bits)
             self._check_finite(info.key, shard, rounded)
-            file = self.job.location.inside(f"{info.key}/{layout.shard_name(shard.number)}")
-            shards.write(file, rounded, info.images_per_shard, info.codec)
+            layout.write_shard(self.job.location, info, shard.number, rounded)
             digests[str(info.key)] = layout.digest_values(rounded)
         self.job.vouch(shard.number, digests)
         with self._alone:

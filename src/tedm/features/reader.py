@@ -100,14 +100,14 @@ class FeatureStore:
         """Open a store for reading.
 
         Args:
-            store: its path.
+            store: its path or URL, or the path that it has by default where it lies elsewhere.
             backbone_digest: of the backbone that the features must come from; None: any.
             data_digest: of the data set that they must come from; None: any.
 
         Raises:
             TedmError: no store of ours, a broken one, or features of another backbone or data set.
         """
-        self = cls(Location(store))
+        self = cls(layout.located(store))
         for what, asked, made in (
             ("backbone", backbone_digest, self.backbone_digest),
             ("data set", data_digest, self.data_digest),
@@ -236,7 +236,7 @@ class FeatureStore:
         return TedmError(
             f"{self.path}/{key}: damaged ({reason}).\n"
             f"  See all that is:  tedm store verify {self.path}\n"
-            f"  mend it:          tedm store repair {self.path}"
+            f"  mend it:          {layout.repair_command(self.location)}"
         )
 
 

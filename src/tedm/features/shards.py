@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import google_crc32c
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
 
-from tedm import files
+from tedm.features.places import Source
 
 Codec = Literal["none", "zstd", "lz4"]
 ZSTD_LEVEL = 1
@@ -34,24 +33,25 @@ class DamageError(Exception):
     """A shard, or an image in it, that is not as it was written."""
 
 
-def write(file: Path, values: npt.NDArray[Any], images_per_shard: int, codec: Codec) -> None:
-    """Write a shard, whole or not at all; the same values give the same bytes.
+def content(values: npt.NDArray[Any], images_per_shard: int, codec: Codec) -> Iterator[memoryview | bytes]:
+    """The bytes of a shard, part by part; the same values give the same bytes.
 
     Args:
-        file: the shard.
         values: images (n, C, h, w), little-endian, contiguous.
         images_per_shard: chunks in the index, at least n; those behind n are absent.
         codec: of each image.
     """
     index = np.full((images_per_shard, 2), ABSENT, "<u8")
-    with files.whole(file) as partial, partial.open("wb") as out:
-        for i, encoded in enumerate(_encoded(values, codec)):
-            index[i] = out.tell(), encoded.nbytes + CHECKSUM.size
-            out.write(encoded.data)
-            out.write(CHECKSUM.pack(google_crc32c.value(encoded)))
-        numbers = index.tobytes()
-        out.write(numbers)
-        out.write(CHECKSUM.pack(google_crc32c.value(numbers)))
+    offset = 0
+    for i, encoded in enumerate(_encoded(values, codec)):
+        length = encoded.nbytes + CHECKSUM.size
+        index[i] = offset, length
+        offset += length
+        yield encoded.data
+        yield CHECKSUM.pack(google_crc32c.value(encoded))
+    numbers = index.tobytes()
+    yield numbers
+    yield CHECKSUM.pack(google_crc32c.value(numbers))
 
 
 def _encoded(values: npt.NDArray[Any], codec: Codec) -> Iterator[npt.NDArray[np.uint8]]:
@@ -75,57 +75,59 @@ def _encoded(values: npt.NDArray[Any], codec: Codec) -> Iterator[npt.NDArray[np.
 
 
 def read(
-    file: Path, positions: Sequence[int], out: npt.NDArray[Any], images_per_shard: int, codec: Codec
+    source: Source, positions: Sequence[int], out: npt.NDArray[Any], images_per_shard: int, codec: Codec
 ) -> None:
     """Read images of a shard; every byte used is checked.
 
     Args:
-        file: the shard.
+        source: the shard.
         positions: of the images in the shard.
         out: filled with them, (n, C, h, w), contiguous.
         images_per_shard: chunks in the index.
         codec: of each image.
 
     Raises:
-        DamageError: the file or an image is missing, truncated or altered.
+        DamageError: an image is missing, truncated or altered.
     """
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DamageError("the file is gone") from None
-    try:
-        index = _index(descriptor, images_per_shard)
+    index = _index(source, images_per_shard)
+    parts = [(int(index[i, 0]), int(index[i, 1])) for i in positions]
+    for offset, length in parts:
+        # No codec makes an image much larger; a length beyond that is not ours, and is not allocated.
+        largest = out[:1].nbytes
+        if offset == ABSENT or not CHECKSUM.size < length <= largest + largest // 64 + 4096:
+            raise DamageError("an image is missing")
+    source.expect(parts)
 
-        def one(i: int) -> None:
-            offset, length = (int(number) for number in index[positions[i]])
-            _read_image(descriptor, offset, length, out[i].reshape(-1), codec)
+    def one(i: int) -> None:
+        _read_image(source, *parts[i], out[i].reshape(-1), codec)
 
-        if codec == "none" or len(positions) == 1:
-            for i in range(len(positions)):
-                one(i)
-        else:
-            with _threads(out.nbytes) as pool:
-                for _ in pool.map(one, range(len(positions))):
-                    pass
-    finally:
-        os.close(descriptor)
+    with _threads(out.nbytes) as pool:
+        for _ in pool.map(one, range(len(positions))):
+            pass
 
 
-def _index(descriptor: int, images_per_shard: int) -> npt.NDArray[np.uint64]:
+def length(source: Source, images_per_shard: int) -> int:
+    """Bytes that a shard's file has by its index, which is all that is read.
+
+    Raises:
+        DamageError: its index is altered.
+    """
+    index = _index(source, images_per_shard)
+    ends = [int(offset) + int(size) for offset, size in index if offset != ABSENT]
+    return max(ends, default=0) + 16 * images_per_shard + CHECKSUM.size
+
+
+def _index(source: Source, images_per_shard: int) -> npt.NDArray[np.uint64]:
     """Offset and length of each image of a shard."""
     length = 16 * images_per_shard + CHECKSUM.size
-    size = os.fstat(descriptor).st_size
-    content = os.pread(descriptor, length, max(size - length, 0))
+    content = source.tail(length)
     if len(content) < length or google_crc32c.value(content[:-4]) != CHECKSUM.unpack(content[-4:])[0]:
         raise DamageError("the index of the file is altered, or the file truncated")
     return np.frombuffer(content[:-4], "<u8").reshape(-1, 2)
 
 
-def _read_image(descriptor: int, offset: int, length: int, out: npt.NDArray[Any], codec: Codec) -> None:
+def _read_image(source: Source, offset: int, length: int, out: npt.NDArray[Any], codec: Codec) -> None:
     raw = out.view(np.uint8)
-    # No codec makes an image much larger; a length beyond that is not ours, and is not allocated.
-    if offset == ABSENT or not 4 < length <= raw.nbytes + raw.nbytes // 64 + 4096:
-        raise DamageError("an image is missing")
     checksum = bytearray(CHECKSUM.size)
     if codec == "none":
         encoded = raw
@@ -134,7 +136,7 @@ def _read_image(descriptor: int, offset: int, length: int, out: npt.NDArray[Any]
     else:
         encoded = np.empty(length - CHECKSUM.size, np.uint8)
     if (
-        os.preadv(descriptor, [encoded.data, checksum], offset) != length
+        source.read_into(offset, [encoded.data, checksum]) != length
         or google_crc32c.value(encoded) != CHECKSUM.unpack(checksum)[0]
     ):
         raise DamageError("an image is altered")

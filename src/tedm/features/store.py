@@ -4,10 +4,13 @@ import contextlib
 import hashlib
 import json
 import math
+import random
 import re
-import shutil
+import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ import numpy.typing as npt
 
 import tedm
 from tedm import files
+from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import shards
+from tedm.features.places import ChangedError, Document, Source, place_of
 from tedm.features.shards import Codec, DamageError
 
 FORMAT = "tedm features"
@@ -30,6 +35,10 @@ READ_AT_ONCE = 1 << 26  # bytes
 EXTRACT_AGAIN = (
     "snakemake --cores all --forcerun extract_features  (with the same --configfile, if there is one)"
 )
+
+ATTEMPTS = 40  # to change a record that others change, too
+
+Digests = dict[str, list[str | None]]  # of the shards of each array; None: not finished
 
 LARGEST_METADATA = 1 << 28  # bytes of a zarr.json that we are ready to parse
 LARGEST_IMAGE = 1 << 31  # bytes of one image's layer that we are ready to allocate
@@ -102,36 +111,43 @@ def _short(value: Any) -> str:
 class Location:
     """A store's place, and the few things done there that Zarr has no word for.
 
-    The only class that knows that the place is a directory.
+    Args:
+        store: path of a directory, or s3://bucket/prefix.
     """
 
     def __init__(self, store: Path | str) -> None:
-        if "://" in str(store):
-            raise TedmError(f"{store}: feature stores in object storage are not supported yet; give a path")
-        self.path = Path(store)
+        self.place = place_of(store)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.place)
 
-    def lock_path(self, what: str = "") -> Path:
-        """What to lock for the store as a whole, or for a part: beside the store, not in it."""
-        return self.path.with_name(f"{self.path.name}.{what}" if what else self.path.name)
+    @property
+    def directory(self) -> Path | None:
+        """The directory that the store is; None in object storage."""
+        return self.place.directory
 
     def exists(self) -> bool:
         """Whether anything is there."""
-        return self.path.exists()
+        return self.place.exists()
 
     def metadata(self, node: str = "") -> dict[str, Any] | None:
         """The zarr.json of a node; None where there is none. Reads nothing huge."""
-        file = self.inside(node) / "zarr.json"
+        document = self.document(node)
+        return None if document is None else self.parsed(node, document)
+
+    def document(self, node: str = "") -> Document | None:
+        """The zarr.json of a node as it is; None where there is none."""
+        return self.place.get(f"{node}/zarr.json" if node else "zarr.json", LARGEST_METADATA)
+
+    def parsed(self, node: str, document: Document) -> dict[str, Any]:
+        """What the zarr.json of a node says, or a TedmError."""
+        file = f"{self}/{node}/zarr.json" if node else f"{self}/zarr.json"
         try:
-            if file.stat().st_size > LARGEST_METADATA:
-                raise TedmError(f"{file}: is larger than any metadata of a feature store; not read")
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            values = json.loads(document.content.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise TedmError(f"{file}: not valid JSON ({error}); `tedm store repair` it") from None
+            raise TedmError(
+                f"{file}: not valid JSON ({error}).\n  Mend it:  {repair_command(self)}"
+            ) from None
         if not isinstance(values, dict) or not isinstance(values.get("attributes", {}), dict):
             raise TedmError(f"{file}: is not the metadata of a Zarr node")
         return values
@@ -141,45 +157,53 @@ class Location:
         metadata = self.metadata(node)
         return None if metadata is None else metadata.get("attributes", {})
 
+    def write_metadata(self, node: str, metadata: Mapping[str, Any]) -> None:
+        """Write the zarr.json of a node."""
+        self.place.put(f"{node}/zarr.json" if node else "zarr.json", [_as_json(metadata)])
+
     def children(self, node: str = "") -> list[str]:
         """Names of what is below a node, sorted."""
-        directory = self.inside(node)
-        if not directory.is_dir():
-            return []
-        return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+        return self.place.children(node)
 
     def has(self, file: str) -> bool:
         """Whether a file is there and not empty."""
-        path = self.inside(file)
-        return path.is_file() and path.stat().st_size > 0
+        return self.place.size(file) > 0
 
     def sizes(self, node: str) -> dict[str, int]:
         """Bytes of every file below a node, by its path below the node."""
-        directory = self.inside(node)
-        files = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
-        return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+        return self.place.sizes(node)
+
+    def made(self, node: str) -> tuple[str, datetime] | None:
+        """Whose the newest file below a node is ("": not told), and since when; None: there is no file."""
+        return self.place.made(node)
 
     def remove(self, node: str) -> None:
         """Delete a node and all below it, its metadata first: half of it is then nothing."""
-        path = self.inside(node)
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif path.is_dir():
-            (path / "zarr.json").unlink(missing_ok=True)
-            shutil.rmtree(path)
+        self.place.remove(node)
 
     def clear_litter(self, file: str) -> None:
         """Delete what killed writers of a file left half-written."""
-        path = self.inside(file)
-        for partial in path.parent.glob(f".{path.name}.*.partial"):
-            partial.unlink(missing_ok=True)
+        self.place.clear_litter(file)
 
-    def inside(self, node: str) -> Path:
-        """Path of a node or file; refuses what lies outside the store."""
-        path = self.path / node
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise TedmError(f"{node!r} lies outside the feature store {self.path}")
-        return path
+
+def _as_json(metadata: Mapping[str, Any]) -> bytes:
+    return (json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _opened(location: Location, file: str) -> Iterator[Source]:
+    """A shard, open for reading; a DamageError where it is gone."""
+    try:
+        with location.place.open(file) as source:
+            yield source
+    except FileNotFoundError:
+        raise DamageError("the file is gone") from None
+
+
+def write_shard(location: Location, info: "ArrayInfo", shard: int, values: npt.NDArray[Any]) -> None:
+    """Write a shard of an array, whole or not at all; values as `shards.content` wants them."""
+    content = shards.content(values, info.images_per_shard, info.codec)
+    location.place.put(f"{info.key}/{shard_name(shard)}", content)
 
 
 def read_rows(
@@ -193,9 +217,9 @@ def read_rows(
     shard, position = np.divmod(rows, info.images_per_shard)
     cuts = np.flatnonzero(np.diff(shard)) + 1
     for start, stop in pairwise([0, *cuts.tolist(), len(rows)] if len(rows) else []):
-        file = location.inside(f"{info.key}/{shard_name(int(shard[start]))}")
         places = position[start:stop].tolist()
-        shards.read(file, places, out[start:stop], info.images_per_shard, info.codec)
+        with _opened(location, f"{info.key}/{shard_name(int(shard[start]))}") as source:
+            shards.read(source, places, out[start:stop], info.images_per_shard, info.codec)
 
 
 def digest_shard(location: Location, info: "ArrayInfo", shard: int) -> str | None:
@@ -214,38 +238,72 @@ def digest_shard(location: Location, info: "ArrayInfo", shard: int) -> str | Non
     return digest.hexdigest()[:DIGEST_LENGTH]
 
 
+def shard_flaw(location: Location, info: "ArrayInfo", shard: int, size: int | None) -> str | None:
+    """What is wrong with a shard's file, as far as its size and its index tell; None where nothing is.
+
+    Args:
+        location: the store.
+        info: the array.
+        shard: number of the shard.
+        size: bytes of its file; None: there is none.
+    """
+    file = f"{info.key}/{shard_name(shard)}"
+    if not size:
+        return f"the file {file} is gone or empty"
+    try:
+        with _opened(location, file) as source:
+            whole = size == shards.length(source, info.images_per_shard)
+    except DamageError:
+        whole = False
+    return None if whole else f"the file {file} is cut off or altered"
+
+
 def digest_values(values: npt.NDArray[Any]) -> str:
     """Digest of a shard's values, whatever codec they are stored with."""
     return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:DIGEST_LENGTH]
 
 
+def repair_command(location: Location) -> str:
+    """The command that mends a store, with the backbone and data set of the usual layout filled in."""
+    backbone, data = "DIRECTORY", "FILE"
+    store = location.directory
+    if store is not None and store.parent.parent.name == "features":
+        results = store.parent.parent.parent
+        usual = results / "backbones" / store.parent.name, results / "data" / f"{store.stem}.h5"
+        backbone, data = (
+            shlex.quote(str(path)) if path.exists() else placeholder
+            for path, placeholder in zip(usual, (backbone, data), strict=True)
+        )
+    return f"tedm store repair {shlex.quote(str(location))} --backbone {backbone} --data {data}"
+
+
 # ── locks ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@contextlib.contextmanager
-def lock_block(location: Location, timestep: int, block: tuple[int, int]) -> Iterator[None]:
-    """Be the only process that extracts this block of a timestep; waits for another one to end."""
+def lock_block(
+    location: Location, timestep: int, block: tuple[int, int]
+) -> contextlib.AbstractContextManager[None]:
+    """Be the only process that extracts this block of a timestep; waits for another one to end.
+
+    Object storage has no locks: there, processes at the same block do the same work twice.
+    """
     k, n = block
-    path = location.lock_path(f"t{timestep:04d}.{k}of{n}")
-    with files.only_one(path, f"the features of t{timestep:04d}"):
-        yield
+    return location.place.alone(f"t{timestep:04d}.{k}of{n}", f"the features of t{timestep:04d}")
 
 
-@contextlib.contextmanager
-def lock_record(location: Location, timestep: int) -> Iterator[None]:
-    """Hold a timestep's record of shards, for a moment."""
-    with files.only_one(location.lock_path(f"t{timestep:04d}"), f"the record of t{timestep:04d}"):
-        yield
+def lock_record(location: Location, timestep: int) -> contextlib.AbstractContextManager[None]:
+    """Hold a timestep's record of shards, for a moment; in object storage, `Record` itself watches."""
+    return location.place.alone(f"t{timestep:04d}", f"the record of t{timestep:04d}")
+
+
+def lock_store(location: Location) -> contextlib.AbstractContextManager[None]:
+    """Hold the root of a store, for a moment."""
+    return location.place.alone("", "this feature store")
 
 
 def refuse_while_extracted(location: Location, timestep: int, besides: int = 0) -> None:
-    """Raise a TedmError if a process extracts this timestep, other than in `besides` blocks."""
-    name = f"{location.path.name}.t{timestep:04d}"
-    for lock in location.path.parent.glob(f".{name}.*of*.lock"):
-        if not lock.name.endswith(f"of{besides}.lock"):
-            part = lock.name.removeprefix(".").removesuffix(".lock")
-            with files.only_one(lock.with_name(part), f"block {part.removeprefix(name + '.')}", patience=0):
-                pass
+    """Raise a TedmError if a process here extracts this timestep, other than in `besides` blocks."""
+    location.place.refuse_others(f"t{timestep:04d}", f"of{besides}")
 
 
 # ── writing metadata ────────────────────────────────────────────────────────────────────────────
@@ -259,9 +317,13 @@ def write_root(location: Location, attributes: Mapping[str, Any]) -> None:
 
 def write_group(location: Location, path: str, attributes: Mapping[str, Any]) -> None:
     """Make a group, or replace its attributes, in one rename."""
-    metadata = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    metadata = _group(attributes)
     if location.metadata(path) != metadata:
-        files.write_json(location.inside(f"{path}/zarr.json" if path else "zarr.json"), metadata)
+        location.write_metadata(path, metadata)
+
+
+def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
 def create_array(location: Location, info: "ArrayInfo") -> None:
@@ -269,7 +331,7 @@ def create_array(location: Location, info: "ArrayInfo") -> None:
     for group in info.key.groups:
         if location.metadata(group) is None:
             write_group(location, group, {})
-    files.write_json(location.inside(f"{info.key}/zarr.json"), array_metadata(info))
+    location.write_metadata(str(info.key), array_metadata(info))
 
 
 def array_metadata(info: "ArrayInfo") -> dict[str, Any]:
@@ -481,19 +543,13 @@ class Record:
         self.location = location
         self.timestep = timestep
         self.path = f"t{timestep:04d}"
+        self._read: Digests | None = None
 
-    def read(self) -> dict[str, list[str | None]]:
+    def read(self) -> Digests:
         """Digests by array key and shard; None where a shard is not finished."""
         attributes = self.location.attributes(self.path) or {}
-        digests = attributes.get("shards", {})
-        if not isinstance(digests, dict) or not all(
-            KEY.fullmatch(str(k))
-            and isinstance(v, list)
-            and all(d is None or isinstance(d, str) for d in v)
-            for k, v in digests.items()
-        ):
-            raise TedmError(f"{self.location}/{self.path}: its record of finished shards is broken")
-        return digests
+        self._read = self._digests(attributes)
+        return self._digests(attributes)
 
     def write(
         self, digests: Mapping[str, list[str | None]], settings: Mapping[str, Any] | None = None
@@ -503,13 +559,111 @@ class Record:
         Args:
             digests: as `read` gives them.
             settings: with which the timestep is extracted, for a repair; None: as they were.
+
+        Raises:
+            TedmError: another process changed what `read` gave; only where there are no locks.
         """
-        before = self.location.attributes(self.path) or {}
-        attributes = {
-            "timestep": self.timestep,
-            "complete": all(digest is not None for shards in digests.values() for digest in shards),
-            "settings": before.get("settings", {}) if settings is None else dict(settings),
-            "shards": dict(digests),
-        }
-        if before != attributes:
-            write_group(self.location, self.path, attributes)
+        seen, self._read = self._read, None
+
+        def replaced(now: Digests) -> Mapping[str, list[str | None]]:
+            if seen is not None and now != seen:
+                raise TedmError(
+                    f"{self.location}/{self.path}: another process changes it; run this again when it has"
+                    " ended"
+                )
+            return digests
+
+        self.update(replaced, settings)
+
+    def update(
+        self,
+        change: Callable[[Digests], Mapping[str, list[str | None]]],
+        settings: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, list[str | None]]:
+        """Change the record; the caller holds the timestep's lock, if the place has any.
+
+        Args:
+            change: what the record says → what it is to say; called again, with what it says then, where
+                another process was faster.
+            settings: as in `write`.
+
+        Returns:
+            What it says now.
+        """
+        for attempt in range(ATTEMPTS):
+            document = self.location.document(self.path)
+            before: dict[str, Any] = {}
+            if document is not None:
+                before = self.location.parsed(self.path, document).get("attributes", {})
+            digests = change(self._digests(before))
+            attributes = {
+                "timestep": self.timestep,
+                "complete": all(digest is not None for shards in digests.values() for digest in shards),
+                "settings": before.get("settings", {}) if settings is None else dict(settings),
+                "shards": dict(digests),
+            }
+            if before == attributes:
+                return digests
+            try:
+                content = _as_json(_group(attributes))
+                self.location.place.swap(f"{self.path}/zarr.json", document, content)
+            except ChangedError:
+                # Longer and longer, and not all at the same moment.
+                time.sleep(random.uniform(0, min(1.0, 0.02 * 2**attempt)))  # noqa: S311
+            else:
+                return digests
+        raise TedmError(
+            f"{self.location}/{self.path}: could not be written, as other processes changed it {ATTEMPTS}"
+            " times; run the same command again"
+        )
+
+    def _digests(self, attributes: Mapping[str, Any]) -> Digests:
+        digests = attributes.get("shards", {})
+        if not isinstance(digests, dict) or not all(
+            KEY.fullmatch(str(k))
+            and isinstance(v, list)
+            and all(d is None or isinstance(d, str) for d in v)
+            for k, v in digests.items()
+        ):
+            raise TedmError(f"{self.location}/{self.path}: its record of finished shards is broken")
+        return {key: list(shards) for key, shards in digests.items()}
+
+
+# ── where a store is ────────────────────────────────────────────────────────────────────────────
+
+
+def store_of(manifest: Path) -> str:
+    """Path or URL of the store that a manifest tells of."""
+    values = files.read_json(manifest)
+    stated = values.get("store") if isinstance(values, dict) else None
+    if stated is None:  # as tedm 0.1 wrote them
+        stated = f"{re.sub(r'[.]t[0-9]{4,}[.]json$', '', manifest.name)}.zarr"
+    if not isinstance(stated, str) or not stated:
+        raise TedmError(f"{manifest}: does not say where its feature store is.\n  {EXTRACT_AGAIN}")
+    return stated if "://" in stated else str(manifest.parent / stated)
+
+
+def located(store: Path | str) -> Location:
+    """The store at a path or URL; where manifests of the workflow lie beside that path, the one they name.
+
+    So `results/features/ddpm/jsrt.zarr` is that store's name also where the experiment keeps it elsewhere.
+    """
+    path = Path(store)
+    manifests = path.parent.glob(f"{path.stem}.t*.json") if "://" not in str(store) else ()
+    newest = max(manifests, key=lambda manifest: manifest.stat().st_mtime, default=None)
+    return Location(store if newest is None else store_of(newest))
+
+
+def stated_in(manifest: Path, location: Location) -> str:
+    """What a manifest says of its store's place: relative where it lies beside, so that both can move."""
+    store = location.directory
+    if store is None:
+        return str(location)
+    here, there = manifest.parent.resolve(), store.resolve()
+    return there.relative_to(here).as_posix() if there.is_relative_to(here) else str(there)
+
+
+def shared_name(origin: Origin, codec: Codec, images_per_shard: int, backbone: str, dataset: str) -> str:
+    """Name of a store among those of other experiments and users: what differs at all differs in it."""
+    made_of = {**asdict(origin), "codec": codec, "images_per_shard": images_per_shard}
+    return f"{backbone}-{origin.backbone_digest[:12]}/{dataset}-{digest_of(made_of)[:12]}.zarr"
