@@ -1,167 +1,287 @@
-"""Seconds of a training step and a forward pass: ours against a plain loop of the textbook network."""
+"""Seconds of a training step and a forward pass: this project's loop against a plain eager float32 one.
+
+python benchmarks/training.py --width 64 --size 128 --batch 4
+"""
 
 import argparse
-import math
+import multiprocessing
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from typing import cast
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from features import smooth_images
+from textbook import textbook
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from tedm import unet
+from tedm import memory, unet
 from tedm.checkpoint import channels_last
+from tedm.config import DDPMConfig, OptimizerConfig
+from tedm.data.prepared import PreparedSet
+from tedm.diffusion.images import TrainingImages
 from tedm.diffusion.schedule import Schedule
+from tedm.diffusion.train import Training
+from tedm.training import train
 
-HEADS, CHANNELS = unet.ATTENTION_HEADS, unet.HEAD_CHANNELS
-
-
-class TextbookChannelNorm(unet.ChannelNorm):
-    """Mean and variance over the channel axis of an image, written out."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        variance = tokens.var(dim=1, unbiased=False, keepdim=True)
-        mean = tokens.mean(dim=1, keepdim=True)
-        return (tokens - mean) * (variance + 1e-5).rsqrt() * self.gain[None, :, None, None]
+IMAGES = 256
+MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the product that stands for the device's peak
 
 
-def heads_of(qkv: nn.Linear, x: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values by a 1×1 convolution, each (N, heads, channels, pixels)."""
-    mixed = F.conv2d(x, qkv.weight[:, :, None, None])
-    return tuple(part.reshape(len(x), HEADS, CHANNELS, -1) for part in mixed.chunk(3, dim=1))
+class Finished(BaseException):
+    """The referee has seen enough."""
 
 
-class TextbookLinearAttention(unet.LinearAttention):
-    """Linear attention as it is usually written: 1×1 convolutions and two einsums at image size."""
+class Clock:
+    """Answers the referee's requests with seconds; a step is timed from the request to its end."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = heads_of(self.qkv, self.norm(x))
-        q, k = q.softmax(dim=-2) * CHANNELS**-0.5, k.softmax(dim=-1)
-        v = v / (x.shape[2] * x.shape[3])
-        context = torch.einsum("b h d n, b h e n -> b h d e", k, v)
-        out = torch.einsum("b h d e, b h d n -> b h e n", context, q)
-        out = out.reshape(len(x), HEADS * CHANNELS, *x.shape[2:])
-        out = F.conv2d(out, self.out.weight[:, :, None, None], self.out.bias)
-        return x + cast(Tensor, self.out_norm(out))
+    def __init__(self, referee: Connection, steps: int, device: str) -> None:
+        self.referee, self.steps, self.device = referee, steps, device
+        self.began, self.done = 0.0, 0
 
+    def forwards(self, run: Callable[[], object]) -> None:
+        """Time forward passes until a step is asked for."""
+        while self.referee.recv() == "forward":
+            began = time.perf_counter()
+            for _ in range(self.steps):
+                run()
+            self._synchronise()
+            self.referee.send((time.perf_counter() - began) / self.steps)
+        self.began = time.perf_counter()
 
-class TextbookCosineAttention(unet.CosineAttention):
-    """Full attention with its matrix of all pairs of pixels."""
+    def stepped(self, _done: int = 0) -> None:
+        """Called after each training step."""
+        self.done += 1
+        if self.done % self.steps:
+            return
+        self._synchronise()
+        self.referee.send((time.perf_counter() - self.began) / self.steps)
+        if self.referee.recv() == "end":
+            raise Finished
+        self.began = time.perf_counter()
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = heads_of(self.qkv, self.norm(x))
-        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        similarity = torch.einsum("b h d i, b h d j -> b h i j", q, k) * unet.COSINE_SCALE
-        out = torch.einsum("b h i j, b h d j -> b h i d", similarity.softmax(dim=-1), v)
-        out = out.permute(0, 1, 3, 2).reshape(len(x), HEADS * CHANNELS, *x.shape[2:])
-        return x + F.conv2d(out, self.out.weight[:, :, None, None], self.out.bias)
-
-
-TEXTBOOK: dict[type[nn.Module], type[nn.Module]] = {
-    unet.ChannelNorm: TextbookChannelNorm,
-    unet.LinearAttention: TextbookLinearAttention,
-    unet.CosineAttention: TextbookCosineAttention,
-}
-
-
-def textbook(network: unet.UNet) -> unet.UNet:
-    """A network with the same weights, computed in the plain way and in contiguous memory."""
-    plain = unet.UNet(network.width, network.multipliers, network.channels)
-    plain.load_state_dict(network.state_dict())
-    for module in plain.modules():
-        module.__class__ = TEXTBOOK.get(type(module), type(module))
-    return plain
+    def _synchronise(self) -> None:
+        if self.device == "cuda":  # so several steps are timed at once there
+            torch.cuda.synchronize()
 
 
-def trainer(
-    network: unet.UNet, images: Tensor, memory: torch.memory_format, fused: bool
+def ours(referee: Connection, arguments: argparse.Namespace) -> None:
+    """The loop of `tedm train`, with images read from a prepared file."""
+    memory.keep_freed()  # as every command does
+    begin(arguments)
+    settings = DDPMConfig(
+        type="ddpm",
+        data="images",
+        width=arguments.width,
+        training=OptimizerConfig(
+            batch_size=arguments.batch,
+            precision=arguments.precision,
+            compile=arguments.compile,
+            validate_every=10**9,
+            save_every=10**9,
+        ),
+    )
+    clock = Clock(referee, arguments.steps, arguments.device)
+    waited, read = Stopwatch(), Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        file = smooth_images(Path(folder, "images.h5"), IMAGES, arguments.size)
+        with PreparedSet(file) as data:
+            device = torch.device(arguments.device)
+            training = Training(data, settings, 0, Path(folder, "out"), "ours", device)
+            training.images = TrainingImages(data, training.images.rows, device, limit=0)
+            # mypy: a method is replaced, to be timed.
+            data.images = read.of(data.images)  # type: ignore[method-assign]
+            training.images.batch = waited.of(training.images.batch)  # type: ignore[method-assign]
+            clock.forwards(forwarder(training.network, arguments, torch.channels_last))
+            waited.seconds = read.seconds = 0.0
+            try:
+                train(
+                    training.network,
+                    training.loss,
+                    training.optimizer,
+                    Path(folder, "state"),
+                    "ours",
+                    on_step=clock.stepped,
+                )
+            except Finished:
+                referee.send((waited.seconds / clock.done, read.seconds / clock.done))
+
+
+def plain(referee: Connection, arguments: argparse.Namespace) -> None:
+    """What a script does: the textbook network, contiguous float32, Adam, images in memory."""
+    begin(arguments)
+    network = textbook(unet.UNet(arguments.width)).to(arguments.device)
+    clock = Clock(referee, arguments.steps, arguments.device)
+    clock.forwards(forwarder(network, arguments, torch.contiguous_format))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    schedule = Schedule(1000, "cosine", arguments.device)
+    images = torch.rand(IMAGES, 1, arguments.size, arguments.size, device=arguments.device) * 2 - 1
+    try:
+        while True:
+            x0 = images[torch.randint(IMAGES, (arguments.batch,), device=arguments.device)]
+            t = torch.randint(schedule.timesteps, (arguments.batch,), device=arguments.device)
+            noise = torch.randn_like(x0)
+            optimizer.zero_grad()
+            F.l1_loss(network(schedule.diffuse(x0, t, noise), t), noise).backward()
+            optimizer.step()
+            clock.stepped()
+    except Finished:
+        referee.send((0.0, 0.0))
+
+
+class Stopwatch:
+    """Adds up the seconds that a function takes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return timed
+
+
+def begin(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+
+def forwarder(
+    network: nn.Module, arguments: argparse.Namespace, layout: torch.memory_format
 ) -> Callable[[], object]:
-    """One training step: diffuse, predict, L1, backward, Adam."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused)
-    schedule, generator = Schedule(1000, "cosine"), torch.Generator().manual_seed(0)
+    """One forward pass without gradient, float32."""
+    shape = (arguments.batch, 1, arguments.size, arguments.size)
+    x = torch.rand(shape, device=arguments.device).contiguous(memory_format=layout)
+    t = torch.full((arguments.batch,), 50, device=arguments.device)
 
-    def step() -> None:
-        t = torch.randint(schedule.timesteps, (len(images),), generator=generator)
-        noise = torch.randn(images.shape, generator=generator)
-        x_t = schedule.diffuse(images, t, noise).contiguous(memory_format=memory)
-        optimizer.zero_grad(set_to_none=True)
-        F.l1_loss(network(x_t, t), noise).backward()
-        optimizer.step()
-
-    return step
-
-
-def forwarder(network: unet.UNet, images: Tensor, memory: torch.memory_format) -> Callable[[], object]:
-    """One forward pass without gradient."""
-    x, t = images.contiguous(memory_format=memory), torch.full((len(images),), 50)
-
-    def forward() -> None:
+    def forward() -> Tensor:
         with torch.no_grad():
-            network(x, t)
+            result: Tensor = network(x, t)
+            return result
 
     return forward
 
 
-def paired(
-    ours: Callable[[], object], plain: Callable[[], object], repeats: int
-) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of the ratios of neighbours in time."""
-    for run in (ours, plain):
-        run()
-    seconds: tuple[list[float], list[float]] = [], []
-    for i in range(repeats):
-        for which in (0, 1) if i % 2 else (1, 0):  # taking turns: a busy machine slows both alike
-            began = time.perf_counter()
-            (ours, plain)[which]()
-            seconds[which].append(time.perf_counter() - began)
-    ratios = [b / a for a, b in zip(*seconds, strict=True)]
-    return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
+def difference(arguments: argparse.Namespace) -> float:
+    """Largest difference of the two networks' outputs, as a share of the largest output."""
+    network = channels_last(unet.UNet(arguments.width))
+    images = torch.rand(2, 1, arguments.size, arguments.size) * 2 - 1
+    with torch.no_grad():
+        expected = textbook(network)(images, torch.tensor([1, 500]))
+        found = network(images, torch.tensor([1, 500]))
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def operations(arguments: argparse.Namespace) -> int:
+    """Floating-point operations of a step's forward and backward pass, as PyTorch counts them."""
+    network = unet.UNet(arguments.width)
+    x, t = torch.rand(1, 1, arguments.size, arguments.size), torch.tensor([50])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(x, t).mean().backward()
+    return int(counter.get_total_flops()) * int(arguments.batch)
+
+
+def peak(arguments: argparse.Namespace) -> float:
+    """Operations per second of a large matrix product in the precision of our training."""
+    dtype = getattr(torch, arguments.precision)
+    n = MATRIX[arguments.device]
+    a, b = torch.randn(2, n, n, device=arguments.device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.matmul(a, b)
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return float(2 * n**3 / best)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    gpu = torch.cuda.is_available()
     parser.add_argument("--width", type=int, default=16, help="channels of the first level")
-    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--size", type=int, default=40, help="pixels")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs; medians are shown")
+    parser.add_argument("--steps", type=int, default=20 if gpu else 1, help="training steps per run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
+    parser.add_argument("--precision", default="bfloat16" if gpu else "float32", help="of our training")
+    parser.add_argument("--compile", action="store_true", default=gpu, help="our training")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    begin(arguments)
+    agreement = difference(arguments)
+    if not agreement < 1e-4:
+        raise SystemExit(f"the two networks differ by {agreement:.1e} of the largest output")
 
-    ours = channels_last(unet.UNet(arguments.width))
-    plain = textbook(ours)
-    images = torch.rand(arguments.batch, 1, arguments.size, arguments.size) * 2 - 1
-    t = torch.arange(arguments.batch)
-    with torch.no_grad():
-        expected = plain(images, t)
-        difference = float((ours(images, t) - expected).abs().max() / expected.abs().max())
-    if not difference < 1e-4 or math.isnan(difference):
-        raise SystemExit(f"the two networks differ by {difference:.1e} of the largest output")
-
-    last, contiguous = torch.channels_last, torch.contiguous_format
-    rows = {
-        "forward pass": paired(
-            forwarder(ours, images, last), forwarder(plain, images, contiguous), arguments.repeats
-        ),
-        "training step": paired(
-            trainer(ours, images, last, fused=True),
-            trainer(plain, images, contiguous, fused=False),
-            arguments.repeats,
-        ),
-    }
-    millions = sum(p.numel() for p in ours.parameters()) / 1e6
+    rows, (waited, read) = compete(arguments)
+    parameters = sum(p.numel() for p in unet.UNet(arguments.width).parameters()) / 1e6
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
     print(
-        f"Width {arguments.width} ({millions:.1f} M parameters), {arguments.size}×{arguments.size}, batch"
-        f" {arguments.batch}, {arguments.threads} threads, {platform.machine()}, torch {torch.__version__};"
-        f" medians of {arguments.repeats} pairs; outputs agree to {difference:.0e}.\n"
+        f"Width {arguments.width} ({parameters:.1f} M parameters), {arguments.size}×{arguments.size}, batch"
+        f" {arguments.batch}, {arguments.threads} threads, {where}, {arguments.precision}, torch"
+        f" {torch.__version__}; medians of {arguments.repeats} pairs; outputs agree to {agreement:.0e}.\n"
     )
-    print("| | tedm, s | plain eager float32, s | plain / tedm | tedm, images/s |\n|---|---|---|---|---|")
+    print("| | tedm, s | plain eager float32, s | plain / tedm | tedm, images/s |\n|---|--:|--:|--:|--:|")
     for name, (mine, theirs, ratio) in rows.items():
         print(f"| {name} | {mine:.3f} | {theirs:.3f} | {ratio:.2f} | {arguments.batch / mine:.1f} |")
+    step = rows["training step"][0]
+    share = operations(arguments) / step / peak(arguments)
+    print(
+        f"\nInput from HDF5: reading a batch takes {1000 * read:.1f} ms, beside the computing; the loop"
+        f" waits {1000 * waited:.1f} ms for it, {waited / step:.1%} of a step. A step runs at {share:.0%}"
+        f" of the rate of a {MATRIX[arguments.device]}² matrix product in {arguments.precision}."
+    )
+
+
+def compete(
+    arguments: argparse.Namespace,
+) -> tuple[dict[str, tuple[float, float, float]], tuple[float, float]]:
+    """Median seconds of both and of their ratios, and our seconds of waiting for and reading input.
+
+    Each has a process of its own, so that neither computes with the other's memory settings; they take
+    turns, so that a busy machine slows both alike.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, crew = [], []
+    for contestant in (ours, plain):
+        here, there = context.Pipe()
+        process = context.Process(target=contestant, args=(there, arguments))
+        process.start()
+        there.close()
+        pipes.append(here)
+        crew.append(process)
+    rows = {}
+    for what in ("forward", "step"):
+        taken: tuple[list[float], list[float]] = ([], [])
+        for i in range(-1, arguments.repeats):
+            for which in (0, 1) if i % 2 else (1, 0):
+                pipes[which].send(what)
+                seconds = pipes[which].recv()
+                if i >= 0:  # the first is a warm-up
+                    taken[which].append(seconds)
+        ratios = [b / a for a, b in zip(*taken, strict=True)]
+        mine, theirs = (statistics.median(t) for t in taken)
+        name = "forward pass" if what == "forward" else "training step"
+        rows[name] = (mine, theirs, statistics.median(ratios))
+    for pipe in pipes:
+        pipe.send("end")
+    input_seconds, _ = (pipe.recv() for pipe in pipes)
+    for process in crew:
+        process.join()
+    return rows, input_seconds
 
 
 if __name__ == "__main__":

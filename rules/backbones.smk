@@ -30,16 +30,17 @@ rule train_backbone:
         spec=lambda w: canonical_json(backbone_spec(w.backbone)),
         directory=lambda w, output: directory_of(output.digest),
     shell:
-        "tedm train --spec {params.spec:q} --data {input.data} --out {params.directory}"
+        # One process per GPU. Several nodes: docs/training.md.
+        "launch=$([ {resources.gpu} -le 1 ] || echo"
+        " torchrun --standalone --nproc-per-node {resources.gpu} --no-python) &&"
+        " $launch tedm train --spec {params.spec:q} --data {input.data} --out {params.directory}"
         " --threads {threads} 2>&1 | tee {log}"
 
 
 rule import_backbone:
-    """Take over a checkpoint of the authors' code."""
+    """Take over a pretrained network: a checkpoint of the authors' code, or of another library."""
     input:
-        checkpoint=lambda w: str(
-            Path(EXPERIMENT.data_root, EXPERIMENT.backbones[w.backbone].path)
-        ),
+        weights=lambda w: pretrained_files(w.backbone),
     output:
         weights="<results>/backbones/{backbone}/model.safetensors",
         config="<results>/backbones/{backbone}/config.json",
@@ -49,7 +50,9 @@ rule import_backbone:
     benchmark:
         "<benchmarks>/backbones/{backbone}.import.tsv"
     wildcard_constraints:
-        backbone=of_type("imported"),
+        backbone=one_of(
+            name for name, b in EXPERIMENT.backbones.items() if b.type != "ddpm"
+        ),
     conda:
         "../envs/tedm.yaml"
     threads: 1
@@ -57,6 +60,10 @@ rule import_backbone:
         mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
+        path=lambda w: pretrained_path(w.backbone),
+        spec=lambda w: import_spec(w.backbone),
         directory=lambda w, output: directory_of(output.digest),
     shell:
-        "tedm backbone import {input.checkpoint:q} --out {params.directory} 2>&1 | tee {log}"
+        "tedm backbone import {params.path:q} --type {params.spec[type]:q}"
+        " --settings {params.spec[settings]:q} --image-size {params.spec[size]}"
+        " --channels {params.spec[channels]} --out {params.directory} 2>&1 | tee {log}"

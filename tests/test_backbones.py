@@ -1,24 +1,29 @@
 """Backbones: the authors' checkpoints, directories of ours, and what is refused."""
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tedm import backbones, checkpoint, supervised
 from tedm.config import DDPMConfig, DiffusionConfig, OptimizerConfig
 from tedm.data import prepared
-from tedm.diffusion.official import import_checkpoint
+from tedm.diffusion.official import import_checkpoint, read
 from tedm.diffusion.schedule import Schedule
 from tedm.diffusion.train import train_backbone
 from tedm.errors import TedmError
+from tedm.heads import base as heads
+from tedm.importing import import_authors
 from tedm.unet import UNet
 
 DATA = Path(__file__).parent / "data"
@@ -178,6 +183,189 @@ def test_the_diffusion_model_inside_a_segmentation_model_is_taken(tmp_path, caps
     assert "classifier.0.weight" in capsys.readouterr().err
 
 
+# ── the authors' segmentation models ────────────────────────────────────────────────────────────
+
+
+def authors_classifier(inputs: int, first: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights as their code saves them: its ReLUs have none. `first` is 1 after a Rearrange."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) / max(shape[-1:][0], 4) ** 0.5)
+
+    state = {}
+    for place, (inner, outer) in zip((0, 3, 6), ((inputs, 128), (128, 32), (32, 1)), strict=True):
+        name = f"classifier.{first + place}"
+        state |= {f"{name}.weight": draw(outer, inner)[:, :, None, None], f"{name}.bias": draw(outer)}
+        if outer > 1:
+            name = f"classifier.{first + place + 2}"
+            state |= {f"{name}.weight": draw(outer) + 1, f"{name}.bias": draw(outer)}
+            state |= {
+                f"{name}.running_mean": draw(outer),
+                f"{name}.running_var": draw(outer).square() + 0.1,
+            }
+            state[f"{name}.num_batches_tracked"] = torch.tensor(7)
+    return state
+
+
+def save_segmentation(path: Path, state: dict[str, torch.Tensor], **config) -> Path:
+    """A checkpoint of their LEDM or TEDM: the diffusion model of shared weights, and a classifier."""
+    theirs = content()
+    inside = {f"diffusion_model.{k}": v for k, v in theirs["model_state_dict"].items()}
+    settings = argparse.Namespace(**(vars(theirs["config"]) | config))
+    torch.save({"model_state_dict": inside | state, "config": settings, "step": 9}, path)
+    return path
+
+
+def naive_probabilities(state, network, images, noise, timesteps, first: int, shared: bool):
+    """Their classifier as their code runs it, one operation after the other, in float64."""
+    network = copy_of(network).double()
+    signal = Schedule(1000, "cosine").signal.double()
+    per_step = []
+    for t in timesteps:
+        x_t = signal[t] * images.double() + (1 - signal[t] ** 2).sqrt() * noise.double()  # images in [0, 1]
+        layers = network.decode(x_t, torch.full((len(images),), t)).values()
+        per_step.append(torch.cat([F.interpolate(z, size=images.shape[2:]) for z in layers], 1))
+    batches = per_step if shared else [torch.cat(per_step, 1)]
+    probabilities = []
+    for x in batches:
+        for place in (0, 3, 6):
+            name = f"classifier.{first + place}"
+            x = F.conv2d(x, state[f"{name}.weight"].double(), state[f"{name}.bias"].double())
+            if place < 6:
+                name = f"classifier.{first + place + 2}"
+                gain, shift, mean, variance = (
+                    state[f"{name}.{leaf}"].double()[:, None, None]
+                    for leaf in ("weight", "bias", "running_mean", "running_var")
+                )
+                x = (x.clamp(min=0) - mean) / (variance + 1e-5).sqrt() * gain + shift
+        probabilities.append(1 / (1 + torch.exp(-x)))
+    return torch.stack(probabilities).mean(0).detach().numpy()
+
+
+def copy_of(network: UNet) -> UNet:
+    twin = UNet(network.width, network.multipliers, network.channels)
+    twin.load_state_dict(network.state_dict())
+    return twin.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "timesteps", "shared"),
+    [("LEDM", [50, 150, 250], False), ("LEDMe", [1, 10, 200, 800], False), ("TEDM", [1, 10, 800], True)],
+)
+def test_an_imported_segmentation_model_predicts_as_the_authors_code_does(
+    imported, tmp_path, name, timesteps, shared
+):
+    inputs = 8 * (8 + 4 + 2 + 1) * (1 if shared else len(timesteps))
+    first = 1 if shared else 0
+    state = authors_classifier(inputs, first)
+    file = save_segmentation(
+        tmp_path / "best_model.pt", state, experiment=name, t_steps_to_save=timesteps,
+        shared_weights_over_timesteps=shared,
+    )  # fmt: skip
+    import_authors(tmp_path, tmp_path / "b", tmp_path / "head.safetensors")  # the folder has one checkpoint
+    assert (tmp_path / "b/digest.json").read_bytes() == (imported / "digest.json").read_bytes()
+    backbone, head = backbones.load(tmp_path / "b"), heads.load(tmp_path / "head.safetensors")
+    assert (head.timesteps, head.voting) == (tuple(timesteps), shared)
+    assert head.backbone_digest == backbone.digest
+    rng = np.random.default_rng(1)
+    images = torch.from_numpy(rng.random((2, 1, 32, 32), np.float32))
+    noise = torch.from_numpy(rng.standard_normal((2, 1, 32, 32), np.float32))
+    features = heads.ArrayFeatures(
+        {
+            (t, layer): value.contiguous().numpy()
+            for t in timesteps
+            for layer, value in backbone.features(images, t, noise, "official").items()
+        },
+        (32, 32),
+    )
+    features.backbone_digest = backbone.digest
+    network = checkpoint.read(tmp_path / "b").network
+    expected = naive_probabilities(state, network, images, noise, timesteps, first, shared)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(head.predict_proba(features, [0, 1]), expected, rtol=0, atol=2e-5)
+    assert file.name in json.loads((tmp_path / "b/config.json").read_text())["training"]["imported_from"]
+
+
+def change_of(name: str, state: dict[str, torch.Tensor], config: dict) -> None:
+    if name == "none":
+        state.clear()
+    elif name == "kernel":
+        state["classifier.6.weight"] = torch.ones(1, 32, 4, 4)
+    elif name == "outputs":
+        state |= {"classifier.6.weight": torch.ones(4, 32, 1, 1), "classifier.6.bias": torch.ones(4)}
+    elif name == "inputs":
+        state["classifier.0.weight"] = torch.ones(128, 77, 1, 1)
+    elif name == "order":
+        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            state[f"classifier.1.{leaf}"] = state.pop(f"classifier.2.{leaf}")
+    elif name == "chain":
+        state["classifier.3.weight"] = torch.ones(32, 100, 1, 1)
+    elif name == "lengths":
+        state["classifier.2.running_var"] = torch.ones(3)
+    elif name == "nan":
+        state["classifier.3.bias"][0] = torch.nan
+    elif name == "names":
+        state["decoder.weight"] = torch.ones(2, 2)
+    elif name == "logistic":
+        for k in list(state):
+            if not k.startswith("classifier.0"):
+                del state[k]
+    elif name == "steps":
+        config["t_steps_to_save"] = "all"
+    elif name == "range":
+        config["t_steps_to_save"] = [1, 1000]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "holds no classifier"),
+        ("kernel", r"classifier\.6\.weight has a kernel of 4×4"),
+        ("outputs", "has 4 outputs"),
+        ("inputs", r"reads 77 channels; expected 120, .* or 240"),
+        ("order", r"classifier\.1 is out of order"),
+        ("chain", r"classifier\.3 takes 100 channels, but the layer before gives 128"),
+        ("lengths", "different lengths"),
+        ("nan", r"classifier\.3\.bias has values that are not finite"),
+        ("names", "holds no classifier of the authors' code"),
+        ("logistic", "a classifier of 1 convolutions"),
+        ("steps", "doesn't say which timesteps"),
+        ("range", "reads timestep 1000, outside the 1000"),
+    ],
+)
+def test_a_classifier_that_is_not_the_authors_is_refused(tmp_path, name, message):
+    state, config = authors_classifier(240, 0), {"t_steps_to_save": [1, 10]}
+    change_of(name, state, config)
+    save_segmentation(tmp_path / "a.pt", state, **config)
+    with pytest.raises(TedmError, match=message):
+        import_authors(tmp_path / "a.pt", tmp_path / "b", tmp_path / "head.safetensors")
+    assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_a_supervised_checkpoint_has_no_head(tmp_path):
+    network = UNet(8, [1, 2], 1, out_channels=1)
+    file = save(tmp_path / "a.pt", authors_state(network, ""), None)
+    with pytest.raises(TedmError, match="leave out --head"):
+        import_authors(file, tmp_path / "b", tmp_path / "head.safetensors")
+
+
+@pytest.mark.parametrize("names", [[], ["a.pt", "b.pth"]])
+def test_a_folder_without_exactly_one_checkpoint_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(TedmError, match=rf"a folder with {len(names)} checkpoints"):
+        import_checkpoint(tmp_path, tmp_path / "b")
+
+
+def test_another_number_of_channels_is_refused(tmp_path):
+    with pytest.raises(TedmError, match="trained on images of 1 channels, not 3"):
+        import_checkpoint(AUTHORS, tmp_path / "b", channels=3)
+
+
+# ── hostile files ───────────────────────────────────────────────────────────────────────────────
+
+
 class Hostile:
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -208,6 +396,86 @@ def test_any_class_but_the_one_of_the_authors_is_refused(tmp_path, value):
     torch.save(content() | {"config": value}, tmp_path / "a.pt")
     with pytest.raises(TedmError, match="refused: its pickle asks for"):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+class NestedGlobal:
+    """Reaches further through an attribute of the class that is allowed."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return getattr, (argparse.Namespace, "__init__")
+
+
+class NamespaceWithArguments:
+    def __reduce__(self):
+        return argparse.Namespace, ("a", "b")
+
+
+@pytest.mark.parametrize("make", [NestedGlobal, lambda trace: {"deep": [Hostile(trace)]}])
+def test_nested_and_indirect_globals_are_refused(tmp_path, make):
+    trace = tmp_path / "it-ran"
+    torch.save(content() | {"config": make(trace)}, tmp_path / "a.pt")
+    with pytest.raises(TedmError, match="refused: its pickle asks for"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+    assert not trace.exists()
+
+
+def test_a_namespace_gets_attributes_and_no_arguments(tmp_path):
+    torch.save(content() | {"config": NamespaceWithArguments()}, tmp_path / "a.pt")
+    with pytest.raises(TedmError, match=r"a\.pt: not a checkpoint"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+def test_settings_of_wrong_types_are_no_traceback(tmp_path):
+    state = content()
+    vars(state["config"]).update(objective=["x"], dataset={}, img_size=True)
+    state |= {"step": torch.ones(2)}
+    state["model_state_dict"] |= {3: torch.ones(2)}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(TedmError, match="objective"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b", image_size=32)
+
+
+def test_an_archive_that_unfolds_to_more_than_it_is_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr("archive/data/0", bytes(50_000_000))
+    assert (tmp_path / "a.pt").stat().st_size < 100_000
+    with pytest.raises(TedmError, match="compressed archive"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+    state = content()
+    state["model_state_dict"]["model.init_conv.bias"] = torch.zeros(1).expand(10**10)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(TedmError, match="would unfold"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+def test_shapes_that_claim_a_huge_network_are_refused_before_it_is_made(tmp_path):
+    state = content()
+    state["model_state_dict"]["model.init_conv.weight"] = torch.zeros(80_000, 1, 7, 7)
+    for i, size in enumerate((80_000, 160_000, 320_000, 640_000)):
+        state["model_state_dict"][f"model.downs.{i}.3.weight"] = torch.zeros(size, 1)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(TedmError, match="has the shape"):
+        import_checkpoint(tmp_path / "a.pt", tmp_path / "b")
+
+
+def test_a_file_with_a_flipped_byte_is_read_or_refused_and_nothing_else(tmp_path):
+    torch.save({"model_state_dict": {"init_conv.weight": torch.ones(8, 1, 7, 7)}}, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    read(tmp_path / "a.pt")
+    places = np.random.default_rng(0).integers(0, len(whole), 100).tolist()
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 0x41
+        (tmp_path / "a.pt").write_bytes(flipped)
+        with contextlib.suppress(TedmError):
+            read(tmp_path / "a.pt")
 
 
 def broken(name: str):

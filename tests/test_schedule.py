@@ -212,6 +212,12 @@ def test_an_image_is_the_same_however_many_are_drawn():
     torch.testing.assert_close(draws[0], draws[1][:2])
 
 
+@pytest.mark.parametrize("timesteps", [0, 1])
+def test_a_chain_of_no_steps_is_refused(timesteps):
+    with pytest.raises(TedmError, match=rf"diffusion\.timesteps: {timesteps} steps are no chain"):
+        Schedule(timesteps, "cosine")
+
+
 def test_more_sampling_steps_than_timesteps_are_refused():
     with pytest.raises(TedmError, match=r"sampling_steps: 51 is outside 1 … 50"):
         list(sample.ddim(lambda x, t: x, Schedule(50, "cosine"), "noise", torch.zeros(1, 1, 2, 2), 51))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
 from tedm import training
@@ -159,6 +160,68 @@ def test_a_finished_run_without_decay_goes_on_when_more_steps_are_asked_for(tmp_
     module, record = run(tmp_path / "b", long, validate=None)
     assert record.resumed_from == 8
     assert as_bytes(module) == as_bytes(run(tmp_path / "a", long, validate=None)[0])
+
+
+@pytest.mark.parametrize("short", [1, 7, 8, 10, 13])
+def test_a_training_extended_to_more_steps_is_the_one_that_had_them_from_the_start(tmp_path, short):
+    """Validation at the early end, in particular, leaves no trace: it could have kept other weights."""
+    settings = SETTINGS.model_copy(update={"decay": "none", "learning_rate": 0.3, "clip": None})
+    expected, undisturbed = run(tmp_path / "a", settings)
+    early, record = run(tmp_path / "b", settings.model_copy(update={"steps": short}))
+    assert record.rows[-1].step == short
+    assert record.rows[-1].validation is not None
+    again, _ = run(tmp_path / "b", settings.model_copy(update={"steps": short}))
+    assert as_bytes(early) == as_bytes(again)
+    module, record = run(tmp_path / "b", settings)
+    assert record.resumed_from == short
+    assert as_bytes(module) == as_bytes(expected)
+    rows = [(r.step, r.loss, r.validation, r.learning_rate) for r in record.rows]
+    assert rows == [(r.step, r.loss, r.validation, r.learning_rate) for r in undisturbed.rows]
+    assert (record.best_step, record.best_validation) == (
+        undisturbed.best_step,
+        undisturbed.best_validation,
+    )
+
+
+def test_the_state_keeps_the_best_and_the_last_weights(tmp_path):
+    last = {}
+    settings = SETTINGS.model_copy(update={"ema": None, "learning_rate": 0.3, "decay": "none"})
+    module = network()
+    loss, validate = problem(module, settings)
+    training.train(
+        module, loss, settings, tmp_path, "test", validate=validate,
+        on_step=lambda _: last.update({k: v.clone() for k, v in module.state_dict().items()}),
+    )  # fmt: skip
+    with safe_open(tmp_path / training.STATE_FILE, "pt") as state:
+        for name, value in module.state_dict().items():
+            assert torch.equal(state.get_tensor(f"best/{name}"), value)
+            assert torch.equal(state.get_tensor(f"weights/{name}"), last[name])
+    assert any(not torch.equal(last[k], v) for k, v in module.state_dict().items())
+
+
+def test_a_gradient_above_the_limit_is_scaled_to_it(tmp_path):
+    """Seen by Adam's first moment, a tenth of the first gradient."""
+    module = nn.Module()
+    module.w = nn.Parameter(torch.tensor([0.0, 0.0], dtype=torch.float64))
+    gradient, limit = torch.tensor([30.0, 40.0], dtype=torch.float64), 2.0
+    settings = OptimizerConfig(steps=1, batch_size=1, clip=limit, save_every=1)
+    training.train(module, lambda s, m: (module.w * gradient).sum(), settings, tmp_path, "clip")
+    with safe_open(tmp_path / training.STATE_FILE, "pt") as state:
+        moment = state.get_tensor("adam/w/exp_avg")
+    torch.testing.assert_close(moment, 0.1 * gradient * limit / 50, rtol=1e-6, atol=0)
+
+
+def test_tensorboard_shows_what_the_log_says(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, record = run(tmp_path / "run", tensorboard=tmp_path / "board")
+    shown = EventAccumulator(str(tmp_path / "board")).Reload()
+    for name in ("loss", "validation", "learning_rate"):
+        wanted = [(r.step, getattr(r, name)) for r in record.rows if getattr(r, name) is not None]
+        events = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert [step for step, _ in events] == [step for step, _ in wanted]
+        np.testing.assert_allclose([v for _, v in events], [v for _, v in wanted], rtol=1e-6)
 
 
 def test_a_broken_state_is_refused_by_name(tmp_path):

@@ -131,15 +131,25 @@ def write(directory: Path, network: UNet, description: Description) -> str:
     Returns:
         The digest.
     """
+    return write_parts(
+        directory, network.state_dict(), description.model_dump(mode="json"), description.identity
+    )
+
+
+def write_parts(
+    directory: Path,
+    tensors: Mapping[str, torch.Tensor],
+    description: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> str:
+    """Write tensors, what is said of them, then the digest of the tensors and of `identity`; returns it."""
     (directory / DIGEST).unlink(missing_ok=True)
     with files.whole(directory / WEIGHTS) as partial:
         # No metadata: its order in the file would vary, and the digest with it. Not save_file, which makes
         # files that only their owner can read.
-        partial.write_bytes(
-            save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
-        )
-    files.write_json(directory / DESCRIPTION, description.model_dump(mode="json"))
-    digest = _digest(directory, description)
+        partial.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    files.write_json(directory / DESCRIPTION, description)
+    digest = _digest(directory, identity)
     files.write_json(directory / DIGEST, {"digest": digest})
     return digest
 
@@ -151,9 +161,12 @@ def read(directory: Path) -> Checkpoint:
         TedmError: a file is missing, broken or of something else; weights don't fit the description, are
             not finite, or changed since the digest was written.
     """
-    if not (directory / DESCRIPTION).exists():
-        raise TedmError(f"{directory}: not a backbone: it has no {DESCRIPTION}")
-    values = files.read_json(directory / DESCRIPTION)
+    values = read_description(directory)
+    if "adapter" in values:
+        raise TedmError(
+            f"{directory}: a backbone of type {values['adapter']}, which gives features and nothing else;"
+            " expected a network that tedm trained or imported"
+        )
     try:
         description = Description.model_validate(values)
     except ValidationError as error:
@@ -167,20 +180,40 @@ def read(directory: Path) -> Checkpoint:
             f"{directory / DESCRIPTION}: format {description.format}, but this tedm reads format {FORMAT};"
             " use the tedm that wrote it, or train again"
         )
+    check_complete(directory)
+    network = description.architecture.build()
+    fill(network, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
+    return Checkpoint(network.eval(), description, checked_digest(directory, description.identity))
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """What a backbone's config.json holds, unchecked."""
+    if not (directory / DESCRIPTION).exists():
+        raise TedmError(f"{directory}: not a backbone: it has no {DESCRIPTION}")
+    values = files.read_json(directory / DESCRIPTION)
+    if not isinstance(values, dict):
+        raise TedmError(f"{directory / DESCRIPTION}: expected keys and values; not written by tedm")
+    return values
+
+
+def check_complete(directory: Path) -> None:
+    """Refuse a directory whose digest, which is written last, is missing."""
     if not (directory / DIGEST).exists():
         raise TedmError(
             f"{directory}: incomplete: it has no {DIGEST}, which is written last; train it again"
         )
-    network = description.architecture.build()
-    fill(network, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
-    digest = _digest(directory, description)
+
+
+def checked_digest(directory: Path, identity: Mapping[str, Any]) -> str:
+    """The digest of the weights and of `identity`, which must be the one that was written."""
+    digest = _digest(directory, identity)
     recorded = files.read_json(directory / DIGEST)
     if recorded != {"digest": digest}:
         raise TedmError(
             f"{directory / DIGEST}: does not belong to {WEIGHTS} and {DESCRIPTION} beside it: one of them"
             " was changed or copied from elsewhere; train or import the backbone again"
         )
-    return Checkpoint(network.eval(), description, digest)
+    return digest
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -196,13 +229,24 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def fill(network: UNet, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+def fill(network: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Copy tensors into a network; names and shapes must be the network's own, values finite."""
     own = network.state_dict()
+    check_fit(own, tensors, where)
+    for name in own:
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise TedmError(f"{where}: {name} has values that are not finite; the training had diverged")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def check_fit(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse tensors whose names, shapes or kinds of numbers are not those of a network's own."""
     missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or foreign:
         problem = (
-            f"has no {missing[0]}" if missing else f"has a tensor {foreign[0]}, which the UNet has not"
+            f"has no {missing[0]}" if missing else f"has a tensor {foreign[0]}, which the network has not"
         )
         raise TedmError(
             f"{where}: {problem} ({len(missing)} missing, {len(foreign)} foreign tensors); these are the"
@@ -215,12 +259,9 @@ def fill(network: UNet, tensors: Mapping[str, torch.Tensor], where: str) -> None
                 f"{where}: {name} has the shape {tuple(given.shape)}, expected {tuple(value.shape)};"
                 " the weights are of another architecture"
             )
-        if not bool(torch.isfinite(given).all()):
-            raise TedmError(f"{where}: {name} has values that are not finite; the training had diverged")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
+        if given.layout != value.layout or given.is_floating_point() != value.is_floating_point():
+            raise TedmError(f"{where}: {name} holds {given.dtype} ({given.layout}), expected {value.dtype}")
 
 
-def _digest(directory: Path, description: Description) -> str:
-    return digest_of({"weights": digest_file(directory / WEIGHTS), **description.identity})
+def _digest(directory: Path, identity: Mapping[str, Any]) -> str:
+    return digest_of({"weights": digest_file(directory / WEIGHTS), **identity})

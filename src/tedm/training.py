@@ -9,27 +9,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tedm import files
+from tedm import distributed, files
 from tedm.config import OptimizerConfig
 from tedm.digests import digest_of
+from tedm.distributed import processes
 from tedm.errors import TedmError
 from tedm.progress import say, stage
 from tedm.seeds import generator, seed_of
 
 STATE_FILE = "state.safetensors"
-ROWS_OF_LOG = 100  # at least; so that a short run has a curve too
 SAVING_SHARE = 0.05  # of the time, at most: a state that is slow to write is written less often
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -100,19 +99,24 @@ class Epochs:
         return np.array([self.order[e][i] for e, i in zip(epochs.tolist(), within.tolist(), strict=True)])
 
 
-def processes() -> tuple[int, int]:
-    """Rank of this process and number of processes; (0, 1) unless torch.distributed has been set up."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def check_batches(settings: OptimizerConfig, where: str = "training") -> None:
+    """Refuse micro-batches of different sizes, and more processes than have micro-batches to compute.
 
-
-def check_batches(settings: OptimizerConfig) -> None:
-    """Refuse micro-batches of different sizes: their mean would not be the mean of the step."""
+    Args:
+        settings: of the optimizer.
+        where: the YAML path of these settings.
+    """
     if settings.batch_size % settings.accumulate:
+        # Their mean would not be the mean of the step.
         raise TedmError(
-            f"training.accumulate: {settings.accumulate} micro-batches don't divide the batch of"
+            f"{where}.accumulate: {settings.accumulate} micro-batches don't divide the batch of"
             f" {settings.batch_size} evenly; change one of them"
+        )
+    _, world = processes()
+    if settings.accumulate % world:
+        raise TedmError(
+            f"{where}.accumulate: {settings.accumulate} micro-batches per step can't be shared by {world}"
+            f" processes; make it a multiple of {world} that divides batch_size {settings.batch_size}"
         )
 
 
@@ -146,8 +150,9 @@ def train(
     A run that is killed and resumed gives the weights of an undisturbed run, on the CPU bit for bit:
     the state holds weights, moments, average and best weights, and the loss draws from named seeds.
 
-    Under torch.distributed the micro-batches of a step are dealt out to the processes and their
-    gradients are averaged, so that a step means the same on any number of processes.
+    Several processes (see `tedm.distributed`) share the micro-batches of a step and add their gradients
+    up in a fixed order: 1, 2, 4, 8 … processes give the same bits on CPUs of one kind with as many threads
+    each, and may resume each other's states. Any other number differs in the last bits.
 
     Args:
         module: trained in place. On return it holds the weights with the lowest validation loss (of
@@ -160,7 +165,8 @@ def train(
         identity: anything JSON that the result also depends on (data digest, seed …). A state that was
             made with another identity, other settings or other shapes is not resumed.
         validate: loss on the validation images; called every `validate_every` steps and at the end,
-            without gradient and with the module in evaluation mode. Must not draw from global seeds.
+            without gradient and with the module in evaluation mode. Must not draw from global seeds, and
+            must return the same value on all processes.
         patience: validations without progress after which training stops; absent: never.
         log: CSV of the losses: step, loss, validation, learning_rate, seconds.
         tensorboard: directory of a TensorBoard log; written only where it is installed.
@@ -172,6 +178,7 @@ def train(
     Raises:
         TedmError: a loss is not finite; the state cannot be read; processes don't divide micro-batches.
     """
+    check_batches(settings, f"{label}: training")
     run = _Run(module, settings, state, label, identity)
     run.resume()
     rank, _ = processes()
@@ -198,6 +205,10 @@ class _Run:
         self.optimizer = torch.optim.Adam(
             self.parameters.values(), lr=settings.learning_rate, fused=self.device.type in ("cpu", "cuda")
         )
+        rank, world = processes()
+        share = settings.accumulate // world
+        self.micro_batches = range(rank * share, (rank + 1) * share)
+        self.gradients = distributed.SharedGradients(list(self.parameters.values()), share)
         self.average = _copy(module) if settings.ema is not None else None
         self.best: dict[str, Tensor] | None = None
         # Sum of losses since the last row, its number of steps, and the first step that was not finite:
@@ -228,18 +239,15 @@ class _Run:
         advance: Callable[[int, str], None],
     ) -> None:
         settings, record = self.settings, self.record
-        row_every = max(1, min(settings.validate_every, settings.steps // ROWS_OF_LOG))
         before, started = record.seconds, time.monotonic()
-        if record.steps == 0 and settings.steps == 0 and validate is not None:
-            record.best_validation, record.best_step = self._validated(validate), 0
         self.module.train()
         while record.steps < settings.steps and not self._exhausted(patience):
             rate = self._step(loss)
             done, last = record.steps, record.steps == settings.steps
             record.seconds = before + time.monotonic() - started
             note = ""
-            validating = validate is not None and (last or done % settings.validate_every == 0)
-            if validating or last or done % row_every == 0:
+            validating = validate is not None and done % settings.validate_every == 0
+            if validating or done % _row_every(done) == 0:
                 row = self._row(rate, validate if validating else None)
                 note = f"loss {row.loss:.4g}"
                 if writer is not None:
@@ -253,29 +261,45 @@ class _Run:
         self._check_finite()
         if self.saved_step < record.steps:  # patience ended it
             self._save()
+        self._close(validate, writer)
         if log is not None:  # also where no step was left to do: the log may have been deleted
             write_log(log, record.rows)
 
+    def _close(self, validate: Callable[[], float] | None, writer: Any) -> None:
+        """Log and validate the last step, where neither was due.
+
+        The saved state knows nothing of it, so that a training that goes on to more steps is the one that
+        had them from the start.
+        """
+        record = self.record
+        if record.steps == 0:
+            if validate is not None:
+                record.best_validation, record.best_step = self._validated(validate), 0
+            return
+        last = record.rows[-1] if record.rows and record.rows[-1].step == record.steps else None
+        if last is not None and (validate is None or last.validation is not None):
+            return
+        row = self._row(learning_rate(self.settings, record.steps - 1), validate)
+        if last is not None:  # the losses since the row before are in it already
+            row = replace(last, validation=row.validation)
+            record.rows[-2:] = [row]
+        if writer is not None:
+            _to_tensorboard(writer, row)
+
     def _step(self, loss: Callable[[int, int], Tensor]) -> float:
         settings, step = self.settings, self.record.steps
-        rank, world = processes()
-        if settings.accumulate % world:
-            raise TedmError(
-                f"{self.label}: {settings.accumulate} micro-batches can't be shared by {world} processes;"
-                f" make training.accumulate a multiple of {world}"
-            )
         rate = learning_rate(settings, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for micro in range(rank, settings.accumulate, world):
+        values = []
+        for i, micro in enumerate(self.micro_batches):
             with self.autocast():
                 value = loss(step, micro) / settings.accumulate
-            torch.autograd.backward(value)
-            total += value.detach()
-        if world > 1:
-            _sum_over_processes([total, *(p.grad for p in self.parameters.values() if p.grad is not None)])
+            self.gradients.backward(value, i)
+            values.append(value.detach().double())
+        everyone = distributed.gathered(torch.stack(values)).flatten()
+        total = distributed.in_fixed_order(everyone.unbind(), torch.add)
         if settings.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip)
         self.broken_step = torch.where(
@@ -316,10 +340,9 @@ class _Run:
             self._not_finite("loss", step)
 
     def _not_finite(self, what: str, step: int) -> None:
+        saved = self._saved_step()
         kept = (
-            f"The last good state is step {self.saved_step}, {self.file}"
-            if self.saved_step
-            else "No state has been saved yet"
+            f"The last good state is step {saved}, {self.file}" if saved else "No state has been saved yet"
         )
         raise TedmError(
             f"{self.label}: the {what} is not finite at step {step}. {kept}. Lower training.learning_rate,"
@@ -408,8 +431,25 @@ class _Run:
         self.saved_step, self.saved_at = self.record.steps, time.monotonic()
         self.saving_cost = self.saved_at - began
 
+    def _saved_step(self) -> int:
+        """Steps of the state on disk, which the first process saves; 0 without one of this training."""
+        with contextlib.suppress(SafetensorError, KeyError, ValueError, OSError):
+            with safe_open(self.file, "pt", device="cpu") as saved:
+                record = json.loads((saved.metadata() or {})["training"])
+            return int(record["steps"]) if record["digest"] == self.digest else 0
+        return 0
+
     def resume(self) -> None:
         """Take over the state of an earlier run, if there is one and it belongs to this training."""
+        self._take_over()
+        begun = seed_of(self.digest, self.record.steps)
+        if len(distributed.gathered(torch.tensor([begun], device=self.device)).unique()) > 1:
+            raise TedmError(
+                f"{self.label}: the processes were given different settings, data or states; start all of"
+                f" them with one command, on one file system, where {self.file} is the same file"
+            )
+
+    def _take_over(self) -> None:
         if not self.file.exists():
             return
         try:
@@ -481,14 +521,12 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             v.copy_(tensors[k])
 
 
-def _sum_over_processes(tensors: list[Tensor]) -> None:
-    """Add up tensors over all processes, in place and in one message per dtype."""
-    for dtype in {t.dtype for t in tensors}:
-        group = [t for t in tensors if t.dtype == dtype]
-        flat = torch.cat([t.reshape(-1) for t in group])
-        dist.all_reduce(flat)
-        for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
-            t.copy_(part.view(t.shape))
+def _row_every(step: int) -> int:
+    """Steps between rows of the log around this step: about a hundredth of it.
+
+    It depends on nothing that a longer training has more of.
+    """
+    return int(10 ** max(0, len(str(step)) - 2))
 
 
 @contextlib.contextmanager

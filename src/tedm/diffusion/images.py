@@ -1,6 +1,7 @@
-"""Training images by row: in memory when they fit, else read from their file batch by batch."""
+"""Training images by row: in memory when they fit, else read from their file one step ahead."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ class TrainingImages:
     ) -> None:
         self.data, self.rows, self.device = data, list(rows), device
         self.held: Tensor | None = None
+        self.reader: ThreadPoolExecutor | None = None
+        self.ahead: dict[bytes, Future[Tensor]] = {}
         pixels = int(np.prod(data.image_shape))
         eight_bit = _as_bytes(data.images(self.rows[:1])) is not None
         if len(self.rows) * pixels * (1 if eight_bit else 4) <= limit:
@@ -38,15 +41,32 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def prefetch(self, indices: npt.NDArray[np.int64]) -> None:
+        """Start to read a batch that will be asked for soon, while the network computes."""
+        if self.held is None:
+            self.reader = self.reader or ThreadPoolExecutor(1, "images")
+            self.ahead[indices.tobytes()] = self.reader.submit(self._stored, indices)
+
     def batch(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Images at these positions of `rows`, (n, C, H, W), channels-last."""
         if self.held is None:
-            images = torch.from_numpy(self.data.images([self.rows[i] for i in indices])).to(self.device)
+            read = self.ahead.pop(indices.tobytes(), None)
+            images = self._there(self._stored(indices) if read is None else read.result())
         else:
-            images = self.held[torch.from_numpy(indices).to(self.device)]
+            images = self.held[self._there(self._pinned(torch.from_numpy(indices)))]
             if images.dtype == torch.uint8:
                 images = images.float().div_(255)
         return images.contiguous(memory_format=torch.channels_last)
+
+    def _stored(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        return self._pinned(torch.from_numpy(self.data.images([self.rows[i] for i in indices])))
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        """Values where a GPU can fetch them by itself, without the host waiting for it."""
+        return values.pin_memory() if self.device.type == "cuda" else values
+
+    def _there(self, values: Tensor) -> Tensor:
+        return values.to(self.device, non_blocking=True)
 
     def _read(self, eight_bit: bool) -> Tensor:
         shape = (len(self.rows), *self.data.image_shape)

@@ -205,7 +205,11 @@ def sample_backbone(
     low, high = limits
     images = ((x - low) / (high - low)).cpu().numpy()
     _write_png(out / "samples.png", grid(images, math.ceil(math.sqrt(count))))
-    write_process(out / "process.png", shown, limits)
+    caption = f"{sampler.upper()}, seed {seed}; {directory.name}"
+    if "label" in description.data:  # of an import nobody knows what it learned
+        kind = "synthetic" if description.data.get("synthetic") else "real"
+        caption += f" learned {description.data['label']} ({kind} images)"
+    write_process(out / "process.png", shown, limits, caption)
 
 
 def _few(moment: Moment) -> Moment:
@@ -214,7 +218,9 @@ def _few(moment: Moment) -> Moment:
     return Moment(moment.timestep, x_t, x0, following)
 
 
-def write_process(path: Path, moments: Sequence[Moment], input_range: tuple[float, float]) -> None:
+def write_process(
+    path: Path, moments: Sequence[Moment], input_range: tuple[float, float], caption: str = ""
+) -> None:
     """Draw one column per moment: for each image x_t above, and below it the x_0 predicted from it."""
     # Figure, not pyplot, which keeps figures and may look for a display.
     from matplotlib.figure import Figure
@@ -234,6 +240,7 @@ def write_process(path: Path, moments: Sequence[Moment], input_range: tuple[floa
             axes[i, column].set_yticks([])
             if column == 0:
                 axes[i, column].set_ylabel(name, fontsize=8)
+    figure.supxlabel(caption, fontsize=8)
     with files.whole(path) as partial:
         figure.savefig(partial, format="png")
 

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tedm.errors import TedmError
+
 COSINE_OFFSET = 0.008  # s [Nichol & Dhariwal 2021, eq. 17]
 LARGEST_BETA = 0.999  # the cosine schedule's last betas are clipped to it [same place]
 LINEAR_BETAS = (1e-4, 2e-2)  # first and last for T = 1000 [Ho et al. 2020, 4]
@@ -43,11 +45,16 @@ class Schedule:
         noise: sqrt(1 - alpha_bar), the share of the noise.
 
     All are (T,), float32; `beta` and `alpha_bar` stay on the CPU.
+
+    Raises:
+        TedmError: a chain of less than two steps.
     """
 
     def __init__(
         self, timesteps: int, kind: Literal["cosine", "linear"], device: torch.device | str = "cpu"
     ) -> None:
+        if timesteps < 2:
+            raise TedmError(f"diffusion.timesteps: {timesteps} steps are no chain; give 2 or more")
         self.timesteps = timesteps
         self.kind = kind
         self.beta = betas(timesteps, kind)

@@ -1,23 +1,25 @@
 """Training of a denoising diffusion model on the unlabelled images of a prepared set."""
 
+import math
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tedm import checkpoint, files, seeds
+from tedm import checkpoint, distributed, files, seeds
 from tedm.config import DDPMConfig
 from tedm.data.prepared import PreparedSet
 from tedm.diffusion import objective, sample
 from tedm.diffusion.images import TrainingImages
 from tedm.diffusion.schedule import Schedule
+from tedm.distributed import processes
 from tedm.errors import TedmError
 from tedm.progress import say
-from tedm.training import Epochs, build, check_batches, processes, torch_generator, train
+from tedm.training import Epochs, build, check_batches, torch_generator, train
 from tedm.unet import UNet
 
 INPUT_RANGE = (-1.0, 1.0)  # of the images in training [authors' code]
@@ -37,7 +39,8 @@ def train_backbone(
 
     It learns the images of the split `unlabelled`, or of `train` where nothing is unlabelled, less a
     share that is kept for the validation loss. `out` gets model.safetensors, config.json, losses.csv,
-    samples.png (left: real images, right: drawn ones), state/ and at last digest.json.
+    samples.png (left: real images, right: drawn ones), state/ (the best and the last weights, from which
+    training goes on), samples/ and tensorboard/ where asked for, and at last digest.json.
 
     Args:
         data: prepared set.
@@ -45,20 +48,24 @@ def train_backbone(
         seed: of initial weights, validation images, batches, timesteps, noise and samples.
         out: directory of the backbone.
         name: of the backbone, for people; absent: the directory's.
-        device: that trains.
+        device: that trains; of this process, where several train together.
 
     Raises:
-        TedmError: too few images, an image size that the levels don't divide, a loss that isn't finite.
+        TedmError: too few images, an image size that the levels don't divide, micro-batches that the
+            processes can't share, a loss that isn't finite.
     """
     label = f"backbone {name or out.name}"
-    first = processes()[0] == 0  # of the processes of torch.distributed, which share one directory
-    lock = files.only_one(out / checkpoint.WEIGHTS, f"the {label}") if first else nullcontext()
+    check_batches(settings.training, f"backbones.{name or out.name}.training")
+    rank, world = processes()
+    # Several processes share one directory and one lock, and none of them waits for long.
+    patience = -1.0 if world == 1 else 0.0
+    lock = nullcontext() if rank else files.only_one(out / checkpoint.WEIGHTS, f"the {label}", patience)
     with PreparedSet(data) as images, lock:
-        _Training(images, settings, seed, out, label, torch.device(device)).run()
+        Training(images, settings, seed, out, label, torch.device(device)).run()
 
 
-class _Training:
-    """One backbone in the making."""
+class Training:
+    """One backbone in the making; arguments as in `train_backbone`."""
 
     def __init__(
         self,
@@ -73,7 +80,6 @@ class _Training:
         self.label = label
         self.optimizer = settings.training
         checkpoint.check_size(data.label, data.image_shape, settings.multipliers)
-        check_batches(settings.training)
         train_rows, validation_rows = split_rows(data, settings, seed)
         self.images = TrainingImages(data, train_rows, device)
         self.validation = TrainingImages(data, validation_rows, device)
@@ -89,6 +95,7 @@ class _Training:
         self.epochs = Epochs(len(self.images), self.optimizer.batch_size, seed)
 
     def run(self) -> None:
+        """Train, draw samples and write the backbone."""
         if processes()[0] == 0:
             (self.out / checkpoint.DIGEST).unlink(missing_ok=True)
         state = self.out / "state"
@@ -112,7 +119,7 @@ class _Training:
         )
         if processes()[0] != 0:
             return
-        self.draw_samples()
+        self.draw_samples(self.out / "samples.png")
         description = checkpoint.describe(
             self.network,
             self.data.image_shape,
@@ -131,7 +138,8 @@ class _Training:
                 "best_step": record.best_step,
                 "validation_loss": record.best_validation,
                 "seconds": round(record.seconds, 1),
-                "device": str(self.device),
+                "device": self.device.type,
+                "processes": processes()[1],
             },
         )
         digest = checkpoint.write(self.out, self.network, description)
@@ -152,6 +160,8 @@ class _Training:
         """
         size, parts = self.optimizer.batch_size, self.optimizer.accumulate
         mine = slice(micro * size // parts, (micro + 1) * size // parts)
+        if step + 1 < self.optimizer.steps:
+            self.images.prefetch(self.epochs.batch(step + 1)[mine])
         generator = torch_generator(self.seed, "diffusion", step, device=self.device)
         t = torch.randint(self.schedule.timesteps, (size,), generator=generator, device=self.device)[mine]
         noise = torch.randn(size, *self.data.image_shape, generator=generator, device=self.device)[mine]
@@ -166,24 +176,29 @@ class _Training:
         return objective.per_image_loss(prediction, wanted, t, self.settings.diffusion, self.weights)
 
     def validation_loss(self) -> float:
-        """Loss on the validation images, at timesteps spread over the chain, with always the same noise."""
-        total = 0.0
-        for x0, t, noise in self._validation_batches():
-            total += float(self._losses(x0, t, noise).sum())
-        return total / len(self.validation)
+        """Loss on the validation images, at timesteps spread over the chain, with always the same noise.
 
-    def _validation_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        count, size = len(self.validation), max(1, self.optimizer.batch_size // self.optimizer.accumulate)
+        Several processes share the batches; every one of them gets the loss on all images.
+        """
+        size = max(1, self.optimizer.batch_size // self.optimizer.accumulate)
+        batches = -(-len(self.validation) // size)
+        # Every sum is of one process and zero in the others, so adding them up rounds nothing.
+        sums = torch.zeros(batches, dtype=torch.float64, device=self.device)
+        rank, world = processes()
+        for i in range(rank, batches, world):
+            places = np.arange(i * size, min(len(self.validation), (i + 1) * size))
+            sums[i] = self._losses(*self._validation_batch(places)).sum()
+        return math.fsum(distributed.gathered(sums).sum(0).tolist()) / len(self.validation)
+
+    def _validation_batch(self, places: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        count = len(self.validation)
         # Evenly spread timesteps make the loss of few images less a matter of luck than random ones.
         spread = (np.arange(count) + 0.5) / count * self.schedule.timesteps
         timesteps = torch.from_numpy(
             seeds.generator(self.seed, "validation timesteps").permutation(spread.astype(np.int64))
-        ).to(self.device)
-        for first in range(0, count, size):
-            places = np.arange(first, min(count, first + size))
-            noise = torch.stack([self._validation_noise(int(i)) for i in places])
-            x0 = to_input_range(self.validation.batch(places))
-            yield x0, timesteps[first : first + len(places)], noise
+        )[places]
+        noise = torch.stack([self._validation_noise(int(i)) for i in places])
+        return to_input_range(self.validation.batch(places)), timesteps.to(self.device), noise
 
     def _validation_noise(self, index: int) -> Tensor:
         generator = torch_generator(self.seed, "validation noise", index, device=self.device)
@@ -192,15 +207,15 @@ class _Training:
     # ── samples ──
 
     def look(self, step: int) -> None:
-        """Draw samples from the current weights where the schedule says so."""
+        """Draw samples from the current weights, samples/step….png, where the schedule says so."""
         every = self.settings.samples_every
         if every and step % every == 0 and step < self.optimizer.steps and processes()[0] == 0:
             self.network.eval()
-            self.draw_samples()
+            self.draw_samples(self.out / "samples" / f"step{step:07d}.png")
             self.network.train()
 
-    def draw_samples(self) -> None:
-        """Write samples.png: real images left, drawn ones right."""
+    def draw_samples(self, path: Path) -> None:
+        """Write a PNG: real images left, drawn ones right."""
         count = self.settings.samples
         drawn = torch.empty(0, *self.data.image_shape)
         if count:
@@ -209,7 +224,7 @@ class _Training:
             kind = self.settings.diffusion.objective
             drawn = sample.draw(self.network, self.schedule, kind, start, steps, INPUT_RANGE)
         real = self.images.batch(np.arange(min(count or REAL_ALONE, len(self.images))))
-        sample.write_samples(self.out / "samples.png", real.cpu().numpy(), drawn.cpu().numpy())
+        sample.write_samples(path, real.cpu().numpy(), drawn.cpu().numpy())
 
 
 def to_input_range(images: Tensor) -> Tensor:
