@@ -2,38 +2,52 @@
 
 
 rule score_head:
-    """Predict with one head on every test set, and score each subject."""
+    """Predict with one head, of every training size and seed, on every test set, and score each subject."""
     input:
         data=ancient(data_of(TEST_ON)),
         summaries=[f"{RESULTS}/data/{dataset}.json" for dataset in TEST_ON],
-        head="<results>/heads/{head}/n{n}/seed{seed}/head.safetensors",
+        heads=expand(
+            "<results>/heads/{{head}}/n{n}/seed{seed}/head.safetensors",
+            n=TRAIN_SIZES,
+            seed=SEEDS,
+        ),
         manifests=lambda w: manifests_of(w.head, TEST_ON),
     output:
-        scores=expand(
-            "<results>/scores/{{head}}/n{{n}}/seed{{seed}}/{dataset}.csv",
-            dataset=TEST_ON,
+        # What is there stays until the job has looked at it: a new size or seed is scored alone.
+        scores=update(
+            expand(
+                "<results>/scores/{{head}}/n{n}/seed{seed}/{dataset}.csv",
+                n=TRAIN_SIZES,
+                seed=SEEDS,
+                dataset=TEST_ON,
+            )
         ),
-        masks=expand(
-            "<results>/scores/{{head}}/n{{n}}/seed{{seed}}/{dataset}.npz",
-            dataset=TEST_ON,
+        masks=update(
+            expand(
+                "<results>/scores/{{head}}/n{n}/seed{seed}/{dataset}.npz",
+                n=TRAIN_SIZES,
+                seed=SEEDS,
+                dataset=TEST_ON,
+            )
         ),
     log:
-        "<logs>/scores/{head}/n{n}/seed{seed}.log",
+        "<logs>/scores/{head}.log",
     benchmark:
-        "<benchmarks>/scores/{head}/n{n}/seed{seed}.tsv"
+        "<benchmarks>/scores/{head}.tsv"
     conda:
         "../envs/tedm.yaml"
-    threads: 1
+    threads: min(8, len(TEST_ON))
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=lambda w, threads, attempt: (500 + 1500 * threads) * attempt,
         runtime=60,
     params:
-        spec=lambda w: canonical_json(score_spec(w.head, w.n, w.seed)),
+        spec=lambda w: canonical_json(score_spec(w.head)),
+        heads=lambda w, input: directory_of(input.heads[0], 3),
         data=lambda w, input: directory_of(input.data[0]),
         features=lambda w, input: directory_of(input.manifests[0]),
-        out=lambda w, output: directory_of(output.scores[0]),
+        out=lambda w, output: directory_of(output.scores[0], 3),
     shell:
-        "tedm score --spec {params.spec:q} --head {input.head} --data {params.data}"
+        "tedm score --spec {params.spec:q} --fits {FITS:q} --heads {params.heads} --data {params.data}"
         " --features {params.features} --out {params.out} --threads {threads} 2>&1 | tee {log}"
 
 
@@ -67,7 +81,7 @@ rule score_supervised:
         mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=60,
     params:
-        spec=lambda w: canonical_json(score_spec(w.baseline, w.n, w.seed)),
+        spec=lambda w: canonical_json(score_supervised_spec(w.baseline, w.n, w.seed)),
         data=lambda w, input: directory_of(input.data[0]),
         out=lambda w, output: directory_of(output.scores[0]),
     shell:

@@ -2,30 +2,38 @@
 
 
 rule fit_head:
-    """Fit one head on the features of the first n labelled images."""
+    """Fit one head for every training size and seed, on features that are read once."""
     input:
         data=ancient(data_of([TRAIN_ON])),
         summary=f"{RESULTS}/data/{TRAIN_ON}.json",
         manifests=lambda w: manifests_of(w.head, [TRAIN_ON]),
         digest=lambda w: f"{RESULTS}/backbones/{EXPERIMENT.backbone_of(w.head)}/digest.json",
     output:
-        head="<results>/heads/{head}/n{n}/seed{seed}/head.safetensors",
+        # What is there stays until the job has looked at it: a new size or seed is fitted alone.
+        update(
+            expand(
+                "<results>/heads/{{head}}/n{n}/seed{seed}/head.safetensors",
+                n=TRAIN_SIZES,
+                seed=SEEDS,
+            )
+        ),
     log:
-        "<logs>/heads/{head}/n{n}/seed{seed}.log",
+        "<logs>/heads/{head}.log",
     benchmark:
-        "<benchmarks>/heads/{head}/n{n}/seed{seed}.tsv"
+        "<benchmarks>/heads/{head}.tsv"
     conda:
         "../envs/tedm.yaml"
-    threads: 1
+    threads: min(8, len(TRAIN_SIZES) * len(SEEDS))
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
+        mem_mb=lambda w, threads, attempt: (1500 + 1000 * threads) * attempt,
         runtime=4 * 60,
     params:
         store=lambda w, input: f"{directory_of(input.manifests[0])}/{TRAIN_ON}.zarr",
-        spec=lambda w: canonical_json(fit_spec(w.head, w.n, w.seed)),
+        spec=lambda w: canonical_json(fit_spec(w.head)),
+        out=lambda w, output: directory_of(output[0], 3),
     shell:
         "tedm fit --spec {params.spec:q} --data {input.data} --store {params.store}"
-        " --digest {input.digest} --out {output.head} --threads {threads} 2>&1 | tee {log}"
+        " --digest {input.digest} --fits {FITS:q} --out {params.out} --threads {threads} 2>&1 | tee {log}"
 
 
 rule fit_supervised:

@@ -31,6 +31,7 @@ KINDS = {
     "ridge": {},
     "mlp": {"combine": "share", "hidden": [4], "steps": 2},
     "sklearn": {"pixels": 8, "parameters": {"max_iter": 5, "min_samples_leaf": 2}},
+    "blend": {"hidden": [4], "steps": 2},
 }
 
 
@@ -489,17 +490,45 @@ def test_an_estimator_that_is_no_classifier_is_named(estimator, tmp_path):
         fit("sklearn", features, masks, tmp_path, settings={"estimator": estimator})
 
 
-def test_wrong_parameters_of_an_estimator_are_named_with_the_right_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("estimator", "parameters", "message"),
+    [
+        (
+            "sklearn.linear_model.LogisticRegression",
+            {"CC": 1},
+            "LogisticRegression has no parameter CC.*max_iter",
+        ),
+        ("sklearn.linear_model.LogisticRegression", {"C": "large"}, "'C' parameter of LogisticRegression"),
+        ("sklearn.ensemble.HistGradientBoostingClassifier", {"max_iter": 0}, "'max_iter' parameter"),
+        ("sklearn.ensemble.VotingClassifier", {}, "VotingClassifier cannot be made .*estimators"),
+        (
+            "sklearn.linear_model.SGDClassifier",
+            {"loss": "hinge"},
+            "gives no probabilities.*change its parameters",
+        ),
+        ("sklearn.svm.LinearSVC", {}, "gives no probabilities"),
+        ("broken_estimator.Classifier", {}, "cannot import broken_estimator.*RuntimeError: no licence"),
+    ],
+)
+def test_an_estimator_that_cannot_work_is_named_before_features_are_read(
+    estimator, parameters, message, tmp_path, monkeypatch
+):
+    (tmp_path / "broken_estimator.py").write_text("raise RuntimeError('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
     features, masks = draw()
-    kind = type(create("sklearn", KINDS["sklearn"], TIMESTEPS))
-    monkeypatch.setattr(kind, "_values", lambda *_: pytest.fail("features were read"))
-    settings = {"estimator": "sklearn.linear_model.LogisticRegression", "parameters": {"CC": 1}}
-    with pytest.raises(TedmError, match=r"sklearn\.linear_model\.LogisticRegression.* CC.*max_iter"):
+    monkeypatch.setattr(features, "read", lambda *_, **__: pytest.fail("features were read"))
+    settings = {"estimator": estimator, "parameters": parameters}
+    with pytest.raises(TedmError, match=message):
         fit("sklearn", features, masks, tmp_path, settings=settings)
 
 
-def test_a_parameter_of_a_wrong_value_is_named(tmp_path):
+def test_an_estimator_that_fails_on_the_pixels_is_named(tmp_path):
     features, masks = draw()
-    settings = {"parameters": {"max_iter": "many"}}
-    with pytest.raises(TedmError, match=r"HistGradientBoostingClassifier.*max_iter"):
-        fit("sklearn", features, masks, tmp_path, settings=settings)
+    settings = {
+        "estimator": "sklearn.neighbors.KNeighborsClassifier",
+        "parameters": {"n_neighbors": 1000},
+        "pixels": 4,
+    }
+    head = fit("sklearn", features, masks, tmp_path, settings=settings)
+    with pytest.raises(TedmError, match=r"KNeighborsClassifier.*cannot predict.*n_neighbors"):
+        head.predict_proba(features, [0])

@@ -12,6 +12,7 @@ from torch import nn
 
 from tedm.heads import ArrayFeatures, create, load
 from tedm.heads import mlp as mlp_module
+from tedm.heads import perceptron as perceptron_module
 from tedm.heads.mlp import MLPHead, _Order
 from tedm.heads.perceptron import Chunk, Perceptron
 
@@ -61,7 +62,7 @@ def resized(z: torch.Tensor, mode: str) -> torch.Tensor:
     return F.interpolate(z, SIZE, mode=mode, **({"align_corners": False} if mode == "bilinear" else {}))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     images=st.integers(1, 4),
     pieces=st.integers(1, 2),
@@ -71,11 +72,18 @@ def resized(z: torch.Tensor, mode: str) -> torch.Tensor:
     mode=st.sampled_from(["bilinear", "nearest"]),
     memory=st.sampled_from([0, 2**30]),
     sampled=st.booleans(),
+    band_bytes=st.sampled_from([1, 8 * 8 * 3 * 4, 2**21]),  # one row, some rows, all rows
     seed=st.integers(0, 2**31),
 )
 def test_loss_gradient_and_running_statistics_equal_those_of_the_naive_network(
-    images, pieces, slots, hidden, outputs, mode, memory, sampled, seed
+    images, pieces, slots, hidden, outputs, mode, memory, sampled, band_bytes, seed
 ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perceptron_module, "BAND_BYTES", band_bytes)
+        check_against_the_naive_network(images, pieces, slots, hidden, outputs, mode, memory, sampled, seed)
+
+
+def check_against_the_naive_network(images, pieces, slots, hidden, outputs, mode, memory, sampled, seed):
     shapes = {(slot, k): s for slot in range(slots) for k, s in SHAPES.items()}
     network = Perceptron(shapes, SIZE, hidden, outputs, mode).double().draw(seed, "test")
     g = torch.Generator().manual_seed(seed)
@@ -128,6 +136,21 @@ def test_loss_gradient_and_running_statistics_equal_those_of_the_naive_network(
         torch.testing.assert_close(
             network.mean_loss(chunks[0]), naive_loss(logits[:images], y[:images]), **close
         )
+
+
+def test_float32_statistics_are_exact_where_the_mean_is_large(monkeypatch):
+    """Bands make a batch of four, over which a plain float32 norm would lose a digit."""
+    shapes = {(0, "up0"): (8, 16, 16), (0, "up1"): (4, 64, 64)}
+    network = Perceptron(shapes, (64, 64), [8, 4], 1, "bilinear").draw(0, "test")
+    monkeypatch.setattr(perceptron_module, "BAND_BYTES", 16 * 64 * 8 * 4)
+    g = torch.Generator().manual_seed(0)
+    z = {part: torch.randn(2, *s, generator=g) + 3 for part, s in shapes.items()}
+    labels = torch.randint(0, 2, (2, 64 * 64), generator=g)
+    single = network.training_pass([Chunk(z, labels)], 2**30)
+    double = network.double().training_pass([Chunk({k: v.double() for k, v in z.items()}, labels)], 2**30)
+    for actual, expected in zip(single.gradients, double.gradients, strict=True):
+        scale = expected.abs().max()
+        torch.testing.assert_close(actual.double() / scale, expected / scale, rtol=0, atol=1e-5)
 
 
 def fit(workdir, features, masks, n, memory=2**30, **changes) -> MLPHead:

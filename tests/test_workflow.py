@@ -82,14 +82,14 @@ def test_a_new_head_plans_only_its_fits_and_scores(finished: Path, tmp_path: Pat
     def change(e: dict[str, Any]) -> None:
         e["heads"]["LEDM"] = {"type": "mlp", "combine": "concat", "timesteps": [10, 200], "steps": 5}
 
-    assert planned(finished, tmp_path, change) == {"fit_head": 2, "score_head": 2, "table1": 1}
+    assert planned(finished, tmp_path, change) == {"fit_head": 1, "score_head": 1, "table1": 1}
 
 
 def test_a_new_ablation_plans_no_fit(finished: Path, tmp_path: Path) -> None:
     def change(e: dict[str, Any]) -> None:
         e["heads"]["TEDM"]["readings"] = {"TEDM t=10": [10]}
 
-    assert planned(finished, tmp_path, change) == {"score_head": 2, "table1": 1}
+    assert planned(finished, tmp_path, change) == {"score_head": 1, "table1": 1}
 
 
 def test_a_new_training_size_plans_only_its_own_fits(finished: Path, tmp_path: Path) -> None:
@@ -110,12 +110,35 @@ def test_a_new_seed_plans_only_its_own_fits(finished: Path, tmp_path: Path) -> N
         e["evaluation"]["seeds"] = [0, 1]
 
     assert planned(finished, tmp_path, change) == {
-        "fit_head": 4,
-        "score_head": 4,
+        "fit_head": 2,
+        "score_head": 2,
         "fit_supervised": 2,
         "score_supervised": 2,
         "table1": 1,
     }
+
+
+def test_a_new_training_size_fits_and_scores_nothing_that_is_there(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["evaluation"]["train_sizes"].append(3)
+
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory, symlinks=True)
+    results = directory / "results"
+    write_experiment(directory, change)
+    wanted = "results/scores/TEDM/n3/seed0/jsrt.csv"
+    before = {f: f.read_bytes() for part in ("heads", "scores") for f in (results / part).rglob("n?/*/*.*")}
+    run = snakemake(directory, wanted)
+    assert run.returncode == 0, run.stdout + run.stderr
+    log = (results / "logs/heads/TEDM.log").read_text()
+    assert log.count("fitted before") == 2
+    assert log.count(": fitted, in ") == 1
+    log = (results / "logs/scores/TEDM.log").read_text()
+    assert log.count("before") == 2 * 2
+    assert log.count(": scored ") == (2 + 1) * 2
+    assert {f: f.read_bytes() for f in before} == before
+    again = snakemake(directory, "--dry-run", wanted)
+    assert "Nothing to be done" in again.stdout + again.stderr
 
 
 def test_a_change_of_the_report_plans_the_report_alone(finished: Path, tmp_path: Path) -> None:
@@ -130,7 +153,7 @@ def test_a_new_timestep_is_extracted_alone(finished: Path, tmp_path: Path) -> No
         e["heads"]["LEDM"] = {"type": "mlp", "combine": "concat", "timesteps": [10, 50], "steps": 5}
 
     plan = planned(finished, tmp_path, change)
-    assert plan == {"extract_features": 2, "fit_head": 2, "score_head": 2, "table1": 1}
+    assert plan == {"extract_features": 2, "fit_head": 1, "score_head": 1, "table1": 1}
 
 
 def test_comments_and_order_in_the_config_plan_nothing(finished: Path, tmp_path: Path) -> None:
@@ -171,6 +194,14 @@ def test_table_has_every_method_data_set_and_size(finished: Path) -> None:
     assert len(table) == 4 * 2 * 2
     assert table["mean"].between(0, 100).all()
     assert set(pd.read_csv(finished / "results" / "table1.csv").data) == {"synthetic"}
+
+
+def test_the_report_is_one_page_that_knows_what_the_run_took(finished: Path) -> None:
+    text = (finished / "results" / "report.html").read_text(encoding="utf-8")
+    for words in ("train backbones", "extract features", "fit heads", "Table 4: cost", "Tables 3 and 6"):
+        assert words in text
+    digest = (finished / "results" / "backbones" / "ddpm" / "digest.json").read_text().split('"')[3]
+    assert digest in text
 
 
 STAGES = {  # what shows that the stage has begun

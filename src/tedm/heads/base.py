@@ -1,6 +1,7 @@
 """What a head is: the class that every head extends, what it reads, and how it is kept in one file."""
 
 import abc
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -23,10 +24,12 @@ FORMAT = "tedm head, version 2"
 HEADER = "tedm"  # the one key of a file's metadata: the order of several is not the same in every process
 FIT_AGAIN = "fit it again: delete it and run the same command"
 GROUP = "tedm.heads"  # entry points
+TOLERANCE = 1e-5  # of probabilities, by which rounding may take them outside 0 … 1
 BUILT_IN = {
     "ridge": "tedm.heads.ridge:RidgeHead",
     "mlp": "tedm.heads.mlp:MLPHead",
     "sklearn": "tedm.heads.sklearn_pixels:SklearnHead",
+    "blend": "tedm.heads.blend:BlendHead",
 }
 
 Shape = tuple[int, int, int]
@@ -177,7 +180,21 @@ class Head(abc.ABC):
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take up what `state` gave; class_count, image_size and layer_shapes are set already."""
 
+    def check_settings(self) -> None:  # noqa: B027 (most kinds have nothing to add)
+        """Refuse settings that can only be judged with what they name; called before features are read.
+
+        Raises:
+            TedmError: naming the setting.
+        """
+
     # ── what all heads share ──
+
+    @property
+    def who(self) -> str:
+        """The head and where its class comes from, for messages."""
+        name = f"head {self.label or type(self).__name__}"
+        source = _source_of(self.type)
+        return f"{name} ({source})" if source else name
 
     def fit(
         self,
@@ -204,6 +221,32 @@ class Head(abc.ABC):
             TedmError: for whatever does not fit together, before any training.
         """
         rows, val_rows = list(rows), list(val_rows)
+        self.examine(features, masks, rows, val_rows, val_masks)
+        with self.answering("learn"):
+            self.learn(features, masks, rows, val_rows, val_masks, workdir)
+        return self
+
+    @contextlib.contextmanager
+    def answering(self, method: str) -> Iterator[None]:
+        """Add to whatever a method of the head raises whose head it is; the traceback stays."""
+        try:
+            yield
+        except TedmError:
+            raise
+        except Exception as error:
+            error.add_note(f"{self.who}: raised this in {method}")
+            raise
+
+    def examine(
+        self,
+        features: FeatureSource,
+        masks: np.ndarray,
+        rows: Sequence[int],
+        val_rows: Sequence[int],
+        val_masks: np.ndarray,
+    ) -> None:
+        """Check the input of `fit`, and take its digest; `learn` may follow. Arguments as in `fit`."""
+        self.check_settings()
         self.layers = self.layers or tuple(features.layer_shapes)
         self._check_reading(features)
         self.image_size = features.image_size
@@ -228,8 +271,6 @@ class Head(abc.ABC):
                 name = f"class {k - 1}" if k else "background"
                 say(f"warning: {name} is absent from the {len(rows)} training images; it cannot be learned")
         self.digest = self._digest(features, masks, rows, val_rows, val_masks)
-        self.learn(features, masks, rows, val_rows, val_masks, workdir)
-        return self
 
     def predict_proba(
         self, features: FeatureSource, rows: Sequence[int], timesteps: Sequence[int] | None = None
@@ -241,7 +282,34 @@ class Head(abc.ABC):
             rows: images, of `features`.
             timesteps: that vote; None: all of the head's.
         """
-        return self.combine(self.predict_steps(features, rows), timesteps)
+        return self.combine(self.votes(features, rows), timesteps)
+
+    def votes(self, features: FeatureSource, rows: Sequence[int]) -> np.ndarray:
+        """What `predict_steps` gives, (S, n, K, H, W), once it is known to be that.
+
+        Raises:
+            TedmError: another shape, or values that are no probabilities.
+        """
+        with self.answering("predict_steps"):
+            steps = np.asarray(self.predict_steps(features, rows))
+        count = len(self.timesteps) if self.voting else 1
+        expected = (count, len(rows), self.class_count, *self.image_size)
+        if steps.shape != expected or not np.issubdtype(steps.dtype, np.floating):
+            raise TedmError(
+                f"{self.who}: predict_steps gave {steps.dtype} of shape {steps.shape}, expected float32"
+                f" (timesteps, images, classes, height, width) = {expected}"
+            )
+        if not np.isfinite(steps).all():
+            raise TedmError(
+                f"{self.who}: predict_steps gave probabilities that are not finite; the head has diverged"
+                " (a lower learning rate may help)"
+            )
+        if steps.size and (steps.min() < -TOLERANCE or steps.max() > 1 + TOLERANCE):
+            raise TedmError(
+                f"{self.who}: predict_steps gave {steps.min():.4g} … {steps.max():.4g}, expected"
+                " probabilities in 0 … 1 (not logits)"
+            )
+        return np.asarray(steps, np.float32)
 
     def combine(self, steps: np.ndarray, timesteps: Sequence[int] | None = None) -> np.ndarray:
         """Mean of the probabilities of `predict_steps` over timesteps (Rosnati et al. 2023, eq. 9).
@@ -294,7 +362,12 @@ class Head(abc.ABC):
             "synthetic": self.synthetic,
             "digest": self.digest,
         }
-        save_arrays(path, self.state(), {"format": FORMAT, **about})
+        state = self.state()
+        for name, array in state.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                found = f"array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise TedmError(f"{self.who}: state gave {name} as {found}, expected a NumPy array")
+        save_arrays(path, state, {"format": FORMAT, **about})
 
     def check_readable(self, features: FeatureSource) -> None:
         """Refuse features that this head was not trained on.
@@ -415,14 +488,34 @@ def create(
     """A head that is yet to be fitted.
 
     Args:
-        kind: a built-in type (ridge, mlp, sklearn), a name in the entry point group `tedm.heads`, or a
+        kind: a built-in type (see BUILT_IN), a name in the entry point group `tedm.heads`, or a
             dotted path `package.module:Class`.
         settings: of that type.
         timesteps: that it reads.
         layers: that it reads; None: all.
         seed: of everything that is drawn.
+
+    Raises:
+        TedmError: no such type; or its class refuses the settings, lacks a method, or fails otherwise.
     """
-    head: Head = head_class(kind)(settings, timesteps, layers, seed)
+    made = head_class(kind)
+    missing = sorted(made.__abstractmethods__)
+    if missing:
+        raise TedmError(f"head type {kind}{_in_brackets(kind)}: {made.__name__} lacks {', '.join(missing)}")
+    try:
+        head = made(settings, timesteps, layers, seed)
+    except TedmError:
+        raise
+    except Exception as error:  # whatever a third party's constructor raises; the cause stays attached
+        raise TedmError(
+            f"head type {kind}{_in_brackets(kind)}: cannot be made with the settings {settings}"
+            f" ({type(error).__name__}: {error})"
+        ) from error
+    if not hasattr(head, "synthetic"):
+        raise TedmError(
+            f"head type {kind}{_in_brackets(kind)}: {made.__name__}.__init__ does not call"
+            " super().__init__(settings, timesteps, layers, seed)"
+        )
     head.type = head.label = kind
     return head
 
@@ -459,6 +552,8 @@ def load(path: Path, *, allow_imports: bool = False) -> Head:
         )
     try:
         kind, seed = about["type"], int(about["seed"])
+        if not isinstance(about["settings"], dict):
+            raise TypeError("settings")
         head = create(kind, about["settings"], about["timesteps"], about["layers"], seed)
         head.class_count, head.class_names = about["class_count"], tuple(about["class_names"])
         head.image_size = tuple(about["image_size"])
@@ -541,11 +636,31 @@ def _imported(kind: str, path: str) -> type[Head]:
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise TedmError(f"head type {kind}: cannot import {path} ({error})") from error
+    except Exception as error:  # a module of a third party may raise anything when it is imported
+        raise TedmError(
+            f"head type {kind}{_in_brackets(kind)}: cannot import {path} ({type(error).__name__}: {error})"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Head)):
-        raise TedmError(f"head type {kind}: {path} is not a subclass of tedm.heads.base.Head")
+        raise TedmError(
+            f"head type {kind}{_in_brackets(kind)}: {path} is not a subclass of tedm.heads.base.Head"
+        )
     return found
+
+
+def _source_of(kind: str) -> str:
+    """The package that registered a type of head, or its dotted path; "" for those of tedm itself."""
+    if kind in BUILT_IN or not kind:
+        return ""
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name == kind:
+            package = f" of package {point.dist.name} {point.dist.version}" if point.dist else ""
+            return f"type {kind}{package}, {point.value}"
+    return f"type {kind}"
+
+
+def _in_brackets(kind: str) -> str:
+    source = _source_of(kind)
+    return f" ({source})" if source and source != f"type {kind}" else ""
 
 
 # ── checks ──────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ from tedm.heads.resize import Mode, Resize
 from tedm.seeds import generator
 
 EPS, MOMENTUM = 1e-5, 0.1  # of BatchNorm, torch's defaults
+BAND_BYTES = 2**20  # of a band's first activations: the size of a processor's second cache
 Part = tuple[int, str]  # timestep slot, layer
 
 
@@ -28,6 +29,18 @@ class Chunk:
     parts: Mapping[Part, Tensor]
     labels: Tensor
     pixels: Tensor | None = None
+
+
+class Band(NamedTuple):
+    """Some rows of the image, and the few rows of each resized part that they are made of.
+
+    Attributes:
+        rows: from the parts' rows, one part below the other, to the band's, (height, Σ source rows).
+        sources: for each resized part its rows that are read, and their place in `rows`.
+    """
+
+    rows: Tensor
+    sources: dict[Part, tuple[slice, slice]]
 
 
 class Pass(NamedTuple):
@@ -62,6 +75,8 @@ class Perceptron(nn.Module):
     ) -> None:
         super().__init__()
         self.shapes, self.size, self.mode = dict(shapes), size, mode
+        self._resizes: dict[Any, Resize] = {}
+        self._made_bands: dict[Any, list[Band]] = {}
         widths = [sum(shape[0] for shape in shapes.values()), *hidden, outputs]
         pairs = list(itertools.pairwise(widths))
         self.weights = nn.ParameterList([torch.zeros(outer, inner) for inner, outer in pairs])
@@ -86,6 +101,7 @@ class Perceptron(nn.Module):
 
     def forward(self, chunk: Chunk) -> Tensor:
         """Logits (b, outputs, P) with the running statistics of BatchNorm."""
+        images = len(chunk.labels)
         x = self.first(chunk).relu_()
         for i, (weight, bias) in enumerate(self._deeper()):
             mean, variance = self._running(i)
@@ -93,7 +109,7 @@ class Perceptron(nn.Module):
             x = torch.baddbmm(offset.view(1, -1, 1), scaled.expand(len(x), -1, -1), x)
             if i < len(self.gains) - 1:
                 x = x.relu_()
-        return x
+        return cast(Tensor, x.unflatten(0, (-1, images)).permute(1, 2, 0, 3).flatten(2))
 
     def mean_loss(self, chunk: Chunk) -> Tensor:
         """Cross entropy of the prediction, mean over the chunk's pixels."""
@@ -136,7 +152,7 @@ class Perceptron(nn.Module):
 
         total = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
         for j, chunk in enumerate(chunks):
-            loss, layers[-1][j] = _loss(layers[-1][j], chunk.labels)
+            loss, layers[-1][j] = _loss(layers[-1][j], self._banded(chunk))
             total += loss
             layers[-1][j] /= count
         gradients: dict[str, Tensor] = {}
@@ -197,27 +213,39 @@ class Perceptron(nn.Module):
     # ── the first layer ──
 
     def first(self, chunk: Chunk) -> Tensor:
-        """Weighted sums of all channels plus bias, resized or at single pixels: (b, hidden, P)."""
-        weight, bias = self.weights[0].detach(), self.biases[0].detach()
+        """Weighted sums of all channels plus bias, resized or at single pixels.
+
+        Returns:
+            (bands · b, hidden, P / bands), a band's images beside each other; single pixels are one band.
+        """
+        weight, bias = self.weights[0].detach(), self.biases[0].detach().view(1, -1, 1)
+        images = len(chunk.labels)
         if chunk.pixels is not None:
-            return torch.baddbmm(
-                bias.view(1, -1, 1), weight.expand(len(chunk.labels), -1, -1), self._gathered(chunk)
-            )
-        total: Tensor | None = None
-        narrow = []
+            return torch.baddbmm(bias, weight.expand(images, -1, -1), self._gathered(chunk))
+        bands = self._bands()
+        narrow: dict[Part, Tensor] = {}
         for part, w in self._columns(weight):
-            z = chunk.parts[part].to(weight.dtype)
-            native = (w @ z.flatten(2)).unflatten(2, z.shape[2:])
             resize = self._resize(part)
-            if resize.identity:
-                total = native if total is None else total.add_(native)
-            else:
-                narrow.append(native @ resize.columns.mT)
+            if not resize.identity:
+                z = chunk.parts[part].to(weight.dtype)
+                native = w @ z.flatten(2)
+                if not narrow:  # before resizing, where there is least to add to: its rows sum to 1
+                    native += bias
+                narrow[part] = native.unflatten(2, z.shape[2:]) @ resize.columns.mT
+        height, width = self.size[0] // len(bands), self.size[1]
+        total: Tensor = weight.new_empty(len(bands), images * len(weight), height, width)
         if narrow:  # the rows of all parts in one product, which also adds them up
-            resized = torch.matmul(self._rows(), torch.cat(narrow, 2))
-            total = resized if total is None else total.add_(resized)
-        assert total is not None
-        return total.flatten(2).add_(bias.view(1, -1, 1))
+            for band, out in zip(bands, total, strict=True):
+                seen = torch.cat([narrow[part][:, :, rows] for part, (rows, _) in band.sources.items()], 2)
+                torch.bmm(band.rows.expand(len(out), -1, -1), seen.flatten(0, 1), out=out)
+        else:
+            total.unflatten(1, (images, -1)).copy_(bias.unsqueeze(-1))
+        total = total.view(len(bands) * images, len(weight), height * width)
+        for part, w in self._columns(weight):
+            if self._resize(part).identity:
+                z = self._in_bands(chunk.parts[part].to(weight.dtype).flatten(2))
+                total.baddbmm_(w.expand(len(total), -1, -1), z)
+        return total
 
     def _first_gradient(
         self, chunks: Sequence[Chunk], gradients: Iterator[Tensor], out: dict[str, Tensor]
@@ -231,17 +259,38 @@ class Perceptron(nn.Module):
             if chunk.pixels is not None:
                 d_weight += (d @ self._gathered(chunk).mT).sum(0)
                 continue
-            image = d.unflatten(2, self.size)
-            narrow = iter(())
-            if any(not self._resize(part).identity for part in self.shapes):
-                heights = [s[1] for part, s in self.shapes.items() if not self._resize(part).identity]
-                narrow = iter(torch.matmul(self._rows().mT, image).split(heights, 2))
+            narrow = self._narrowed(d, len(chunk.labels))
             for part, target in columns:
-                resize = self._resize(part)
-                native = image if resize.identity else next(narrow) @ resize.columns
-                z = chunk.parts[part].to(weight.dtype)
-                target += (native.flatten(2) @ z.flatten(2).mT).sum(0)
+                z = chunk.parts[part].to(weight.dtype).flatten(2)
+                if part in narrow:
+                    native = narrow[part] @ self._resize(part).columns
+                    target += (native.flatten(2) @ z.mT).sum(0)
+                else:
+                    target += (d @ self._in_bands(z).mT).sum(0)
         out["weights.0"], out["biases.0"] = d_weight, d_bias
+
+    def _narrowed(self, d: Tensor, images: int) -> dict[Part, Tensor]:
+        """The adjoint of resizing rows: (b, hidden, h, W) for each resized part."""
+        bands = self._bands()
+        narrow = {
+            part: d.new_zeros(images, d.shape[1], self.shapes[part][1], self.size[1])
+            for part in bands[0].sources
+        }
+        for band, outer in zip(bands, d.unflatten(0, (len(bands), images)), strict=True):
+            if band.sources:
+                image = outer.reshape(images * d.shape[1], -1, self.size[1])
+                seen = torch.bmm(band.rows.mT.expand(len(image), -1, -1), image).unflatten(0, (images, -1))
+                for part, (rows, place) in band.sources.items():
+                    narrow[part][:, :, rows] += seen[:, :, place]
+        return narrow
+
+    def _in_bands(self, x: Tensor) -> Tensor:
+        """(b, …, P) as (bands · b, …, P / bands)."""
+        return cast(Tensor, x.unflatten(-1, (len(self._bands()), -1)).movedim(-2, 0).flatten(0, 1))
+
+    def _banded(self, chunk: Chunk) -> Tensor:
+        """The labels of what `first` gives."""
+        return chunk.labels if chunk.pixels is not None else self._in_bands(chunk.labels)
 
     def _gathered(self, chunk: Chunk) -> Tensor:
         """Input at single pixels, (b, channels, P)."""
@@ -266,16 +315,37 @@ class Perceptron(nn.Module):
     def _resize(self, part: Part) -> Resize:
         weight = self.weights[0]
         key = (self.shapes[part][1:], weight.dtype, weight.device)
-        if not hasattr(self, "_resizes"):
-            self._resizes: dict[Any, Resize] = {}
         if key not in self._resizes:
             self._resizes[key] = Resize(key[0], self.size, self.mode, weight.dtype, weight.device)
         return self._resizes[key]
 
-    def _rows(self) -> Tensor:
-        """Row matrices of all resized parts side by side, (H, Σ h)."""
-        resizes = [self._resize(part) for part in self.shapes]
-        return torch.cat([resize.rows for resize in resizes if not resize.identity], 1)
+    def _bands(self) -> list[Band]:
+        """The image in bands of rows.
+
+        A product with a whole matrix of rows is nearly all zeros; a band needs the rows around it only.
+        """
+        weight = self.weights[0]
+        key = (weight.dtype, weight.device)
+        if key not in self._made_bands:
+            per_row = len(weight) * self.size[1] * weight.element_size()
+            largest = max(1, BAND_BYTES // per_row)
+            height = max(h for h in range(1, self.size[0] + 1) if self.size[0] % h == 0 and h <= largest)
+            self._made_bands[key] = [self._band(top, height) for top in range(0, self.size[0], height)]
+        return self._made_bands[key]
+
+    def _band(self, top: int, height: int) -> Band:
+        matrices, sources, end = [], {}, 0
+        for part in self.shapes:
+            resize = self._resize(part)
+            if not resize.identity:
+                rows = resize.rows[top : top + height]
+                read = rows.any(0).nonzero().flatten()
+                first, last = int(read[0]), int(read[-1]) + 1
+                sources[part] = slice(first, last), slice(end, end + last - first)
+                matrices.append(rows[:, first:last])
+                end += last - first
+        empty = self.weights[0].detach().new_zeros(height, 0)
+        return Band(torch.cat(matrices, 1) if matrices else empty, sources)
 
     def _deeper(self) -> Iterator[tuple[Tensor, Tensor]]:
         for weight, bias in list(zip(self.weights, self.biases, strict=True))[1:]:
@@ -321,7 +391,8 @@ def _moments(activations: Any) -> tuple[Tensor, Tensor]:
     for a in activations:
         size = a.shape[0] * a.shape[2]
         about = a.mean((0, 2))  # a tenth of the time of torch.var_mean, and as exact
-        spread = torch.linalg.vector_norm(a - about.view(1, -1, 1), dim=(0, 2)).double().square()
+        # Over one dimension: over two, torch adds up one after the other and loses a digit.
+        spread = torch.linalg.vector_norm(a - about.view(1, -1, 1), dim=2).double().square().sum(0)
         delta = about.double() - mean
         squares = squares + spread + delta**2 * (count * size / (count + size))
         mean = mean + delta * (size / (count + size))

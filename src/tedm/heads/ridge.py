@@ -261,17 +261,21 @@ class _Problem:
         # Systematic sampling: equally spaced on the cumulative density, so spread over images and places.
         positions = (torch.arange(count, dtype=torch.float64, device=density.device) + rng.random()) / count
         pixels = torch.searchsorted(density.cumsum(0), positions).clamp_(max=len(density) - 1)
-        x = self.design.sample(pixels)
-        x = torch.cat((x, torch.ones_like(x[:, :1])), 1).double()
+        columns = self.design.channels + 1
+        x = torch.ones(count, columns, dtype=torch.float64, device=density.device)
+        x[:, :-1] = self.design.sample(pixels)
         weight = curvature.movedim(1, -1).flatten(0, 2)[pixels].double() / (
             count * density[pixels]
         ).unsqueeze(1)
-        identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-        identity[-1, -1] = 1e-6  # the intercept is free; this keeps the factor finite
+        penalty = torch.full((columns,), self.penalty, dtype=torch.float64, device=x.device)
+        penalty[-1] *= 1e-6  # the intercept is free; this keeps the factor finite
         factors = []
         for k in range(weight.shape[1]):
-            gram = (x * weight[:, k : k + 1]).T @ x
-            factors.append(_cholesky(gram + self.penalty * identity))
+            root = weight[:, k : k + 1].sqrt()  # in place for the last one: x is as large as the factor
+            scaled = x.mul_(root) if k == weight.shape[1] - 1 else x * root
+            gram = scaled.T @ scaled
+            gram.diagonal().add_(penalty)
+            factors.append(_cholesky(gram))
         self.sweeps += 1
         return _Inverse(factors)
 

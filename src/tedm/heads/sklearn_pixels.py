@@ -51,6 +51,10 @@ class SklearnHead(Head):
         """Whether each timestep predicts by itself."""
         return self.options.combine == "share"
 
+    def check_settings(self) -> None:
+        """Refuse an estimator that cannot be imported or made, or that gives no probabilities."""
+        self._unfitted()
+
     def learn(
         self,
         features: FeatureSource,
@@ -61,7 +65,6 @@ class SklearnHead(Head):
         workdir: Path,  # noqa: ARG002
     ) -> None:
         """Sample pixels and fit; nothing is resumed, nothing is validated."""
-        self._unfitted()  # a wrong name or parameter is an error before anything is read
         total = self.image_size[0] * self.image_size[1]
         parts, labels = [], []
         groups = [[t] for t in self.timesteps] if self.voting else [list(self.timesteps)]
@@ -91,7 +94,7 @@ class SklearnHead(Head):
                     if estimator is None:
                         p, classes = np.ones((len(x), 1)), [int(self.labels[0])]
                     else:
-                        p, classes = estimator.predict_proba(x), estimator.classes_.tolist()
+                        p, classes = self._probabilities(estimator, x)
                     for column, k in enumerate(classes):
                         if k:
                             out[g, i, k - 1, places] = p[:, column]
@@ -125,6 +128,15 @@ class SklearnHead(Head):
                 parts.append(values.T.numpy().astype(z.dtype))
         return np.concatenate(parts, axis=1)
 
+    def _probabilities(self, estimator: Any, x: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        try:
+            return estimator.predict_proba(x), estimator.classes_.tolist()
+        except (ValueError, TypeError) as error:
+            raise TedmError(
+                f"head sklearn: {self.options.estimator} with the parameters {self.options.parameters}"
+                f" cannot predict: {error}"
+            ) from error
+
     def _fitted(self) -> Any:
         """The classifier; None where training had one class only."""
         if self.estimator is None and len(np.unique(self.labels)) > 1:
@@ -142,13 +154,23 @@ class SklearnHead(Head):
         kind, parameters = self._estimator_class(), dict(self.options.parameters)
         try:
             estimator = kind(**parameters)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             allowed = list(inspect.signature(kind).parameters)
             wrong = ", ".join(name for name in parameters if name not in allowed)
             problem = f"has no parameter {wrong}" if wrong else f"cannot be made ({error})"
             raise TedmError(
                 f"head sklearn: {self.options.estimator} {problem}; parameters may be {', '.join(allowed)}"
             ) from None
+        try:
+            # Where the estimator is scikit-learn's own, it knows which values are allowed without any data.
+            getattr(estimator, "_validate_params", lambda: None)()
+        except (ValueError, TypeError) as error:
+            raise TedmError(f"head sklearn: {error}") from None
+        if not hasattr(estimator, "predict_proba"):  # SVC without probability, SGD with a hinge loss
+            raise TedmError(
+                f"head sklearn: {self.options.estimator} with the parameters {parameters} gives no"
+                " probabilities (no predict_proba); change its parameters or take another estimator"
+            )
         if "random_state" in estimator.get_params() and "random_state" not in parameters:
             estimator.set_params(random_state=self.seed % 2**32)
         return estimator
@@ -163,8 +185,11 @@ class SklearnHead(Head):
             )
         try:
             found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise TedmError(f"head sklearn: cannot import {path} ({error})") from None
-        if not (isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "predict_proba")):
+        except Exception as error:  # a module of somebody else may raise anything when it is imported
+            raise TedmError(
+                f"head sklearn: cannot import {path} ({type(error).__name__}: {error}); give the path of"
+                " a class that is installed, such as sklearn.linear_model.LogisticRegression"
+            ) from error
+        if not (isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "get_params")):
             raise TedmError(f"head sklearn: {path} is not a classifier with predict_proba")
         return found
