@@ -15,10 +15,10 @@ rule prepare_data:
     priority: 200  # bad images are found before anything long begins
     conda:
         "../envs/tedm.yaml"
-    threads: 2
+    threads: 4  # a killed job goes on from its last whole part
     resources:
-        mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=60,
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=lambda w, attempt: 120 * attempt,
     params:
         spec=lambda w: canonical_json(prepare_spec(w.dataset)),
     shell:

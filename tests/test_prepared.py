@@ -31,7 +31,6 @@ def content(seed=0, dtype=np.uint8, n=N):
         "splits": splits,
         "classes": ["lung", "Herz", "rib"],
         "intensity_range": (0.0, 255.0),
-        "spacing_mm": (0.5, 0.25),
         "synthetic": True,
         "source": "drawn here",
         "licence": "CC0",
@@ -46,7 +45,8 @@ def write(path, **changes):
 
 
 def test_everything_written_is_read_back(tmp_path):
-    parts = write(tmp_path / "a.h5")
+    extra = {"spacing_mm": np.tile([np.nan, 0.5, 0.25], (N, 1)), "skipped": [("Zoë 99", "not a PNG")]}
+    parts = write(tmp_path / "a.h5", **extra)
     with PreparedSet(tmp_path / "a.h5") as data:
         assert len(data) == N
         assert (data.label, data.source, data.licence, data.cite) == (
@@ -60,6 +60,8 @@ def test_everything_written_is_read_back(tmp_path):
         assert data.splits == parts["splits"]
         assert data.classes == parts["classes"]
         assert data.spacing_mm == (0.5, 0.25)
+        assert_array_equal(data.spacings_mm, parts["spacing_mm"])
+        assert data.skipped == parts["skipped"]
         assert data.synthetic is True
         assert data.has_masks is True
         assert data.image_shape == (C, SIZE, SIZE)
@@ -278,3 +280,14 @@ def test_writing_keeps_memory_flat(tmp_path: Path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3e6
+
+
+def test_a_training_subset_has_all_images_of_its_subjects_and_starts_every_larger_one(tmp_path):
+    subjects = ["b", "a", "b", "c", "a", *"defg"]
+    write(tmp_path / "a.h5", subjects=subjects, splits=["train"] * 5 + ["test"] * 4)
+    with PreparedSet(tmp_path / "a.h5") as data:
+        assert data.training_rows(1) == [0, 2]
+        assert data.training_rows(2) == [0, 2, 1, 4]
+        assert data.training_rows(3) == [0, 2, 1, 4, 3]
+        with pytest.raises(TedmError, match="4 training subjects, but the split train has 3"):
+            data.training_rows(4)

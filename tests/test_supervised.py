@@ -111,6 +111,25 @@ def test_more_images_than_there_are_is_an_error(data, tmp_path, n):
         supervised.fit(data, n, 0, SETTINGS, tmp_path)
 
 
+def test_all_slices_of_the_first_n_volumes_are_learnt_from(data, tmp_path, monkeypatch):
+    with prepared.PreparedSet(data) as opened:
+        images, masks = opened.images(range(12)) * 255, opened.masks(range(12))
+    subjects = [f"v{i // 3}" for i in range(12)]
+    prepared.write(
+        tmp_path / "v.h5", "Volumes", images.astype(np.uint8), masks, list("abcdefghijkl"), subjects,
+        ["train"] * 9 + ["val"] * 3, ["class0"], intensity_range=(0, 255), synthetic=True,
+        source="", licence="", cite="",
+    )  # fmt: skip
+    seen = []
+    epochs = supervised.Epochs
+    monkeypatch.setattr(
+        supervised, "Epochs", lambda count, *rest: (seen.append(count), epochs(count, *rest))[1]
+    )
+    brief = SETTINGS.training.model_copy(update={"steps": 2})
+    supervised.fit(tmp_path / "v.h5", 2, 0, SETTINGS.model_copy(update={"training": brief}), tmp_path / "b")
+    assert seen == [6]
+
+
 def test_images_of_another_size_are_refused(data, tmp_path):
     short = SETTINGS.model_copy(update={"training": SETTINGS.training.model_copy(update={"steps": 0})})
     supervised.fit(data, 2, 0, short, tmp_path)

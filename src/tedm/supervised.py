@@ -83,7 +83,7 @@ def fit(
         )
         network = checkpoint.channels_last(network).to(device)
         optimizer = settings.training
-        epochs = Epochs(n, optimizer.batch_size, seed, "supervised")
+        epochs = Epochs(len(images), optimizer.batch_size, seed, "supervised")
 
         def loss(step: int, micro: int) -> Tensor:
             size, parts = optimizer.batch_size, optimizer.accumulate

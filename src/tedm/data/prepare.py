@@ -3,50 +3,46 @@
 import itertools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from tedm.config import DatasetConfig, FolderSource, ImageConfig, PhantomSource
+from tedm.config import DatasetConfig, ImageConfig
 from tedm.data import prepared
+from tedm.data.parts import Part, Parts
+from tedm.data.preprocess import Fit, image_to_square, mask_to_square, square_spacing
+from tedm.data.sources import Found, Picture, Source, open_source
 from tedm.data.splits import SPLITS, assign, itemised
 from tedm.errors import TedmError
-from tedm.files import write_json
+from tedm.files import only_one, write_json
 from tedm.progress import say, stage
 from tedm.seeds import seed_of
 
 T = TypeVar("T")
-Pair = tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]
+S = TypeVar("S")
 
 
-class Source(Protocol):
-    """Where images come from; one module per format."""
+class Unit(NamedTuple):
+    """An image or a volume that is used."""
 
-    ids: Sequence[str]
-    subjects: Sequence[str]
-    problems: list[str]
-    synthetic: bool
-    spacing_mm: tuple[float, float] | None
-    licence: str
-    cite: str
+    id: str
+    subject: str
+    split: str
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether `read` gives masks."""
 
-    @property
-    def description(self) -> str:
-        """Where the images come from, for people."""
+class Square(NamedTuple):
+    """A picture as the network sees it."""
 
-    def check(self, name: str, split: str) -> np.dtype[Any]:
-        """Type of an image as `read` gives it, without decoding; TedmError if something is wrong."""
-
-    def read(self, name: str, split: str) -> Pair:
-        """Image (C, H, W) and mask (K, H, W) or None; TedmError if something is wrong."""
+    id: str
+    image: npt.NDArray[Any]  # (C, size, size), uint8 or float32
+    mask: npt.NDArray[np.uint8] | None  # (K, size, size), 0 or 1
+    spacing_mm: tuple[float, float, float]
 
 
 def prepare(
@@ -62,7 +58,8 @@ def prepare(
 ) -> None:
     """Make a prepared data set, and beside it a small JSON file that tells it from another.
 
-    All problems of all files are reported at once; nothing is written unless there are none.
+    All problems of all files are reported at once; nothing is written unless there are none, or the source
+    is told to skip what it cannot use. A call that was interrupted goes on from its last whole part.
 
     Args:
         dataset: source and split.
@@ -79,122 +76,178 @@ def prepare(
     """
     where = f"datasets.{name}"
     threads = threads or os.cpu_count() or 1
-    # Phantoms are named by the data set too: two sets of one site must share no patient, or what is
-    # learnt from one would be tested on the other.
-    source = _open(dataset, image, seed_of(seed, name), data_root, where)
-    if not source.ids:
-        raise _report(where, source.problems)
-    try:
-        chosen = assign(dataset.split, source.ids, source.subjects, seed, data_root, where)
-    except TedmError as error:
-        raise _report(where, [*source.problems, str(error)]) from None
-    reading = _Reading(source, [(source.ids[i], split) for i, split in chosen], where, threads)
-    pairs = reading.pairs()
+    with only_one(out, f"the data set {name}"):
+        # Phantoms are named by the data set too: two sets of one site must share no patient, or what is
+        # learnt from one would be tested on the other.
+        source = open_source(
+            dataset, image, seed_of(seed, name), data_root, where, out.parent / f"{name}_volumes"
+        )
+        if not source.ids:
+            raise _report(where, source.problems)
+        try:
+            chosen = assign(
+                dataset.split, source.ids, source.subjects, seed, data_root, where, columns=source.columns
+            )
+        except TedmError as error:
+            strays = [reason for _, reason in source.strays]
+            raise _report(where, [*source.problems, *strays, str(error)]) from None
+        units = [Unit(source.ids[i], source.subjects[i], split) for i, split in chosen]
+        skip = getattr(dataset.source, "on_error", "fail") == "skip"
+        work = _Work(source, units, image, where, threads, skip=skip)
+        identity = {
+            "name": name,
+            "source": dataset.source.model_dump(exclude={"licence", "cite", "limit"}),
+            "data_root": str(data_root),
+            "image": image.model_dump(),
+            "seed": seed,
+        }
+        parts = Parts(out.with_name(f".{out.stem}.parts"), identity)
+        _write(out, dataset.label, image, work, parts)
+        _summarise(out, sidecar)
+        parts.clear()
+
+
+def _write(out: Path, label: str, image: ImageConfig, work: "_Work", parts: Parts) -> None:
+    source, blocks = work.source, work.run(parts)
+    rows = [block.units[unit] for block in blocks for unit in block.rows]
+    if not rows:
+        raise TedmError(f"{work.where}: no image is left; all of them were skipped")
+    pairs: Iterator[tuple[Any, Any]] = (
+        pair
+        for block in blocks
+        for part in (parts.read(block.path),)
+        for pair in zip(part.images, part.images if part.masks is None else part.masks, strict=True)
+    )
     masks = None
     if source.has_masks:
         pairs, again = itertools.tee(pairs)  # the writer takes one of each in turn: tee holds one pair
-        masks = (mask for _, mask in again if mask is not None)
+        masks = (mask for _, mask in again)
+    spacing = np.concatenate([block.spacing_mm for block in blocks])
     prepared.write(
         out,
-        dataset.label,
+        label,
         (pixels for pixels, _ in pairs),
         masks,
-        [source.ids[i] for i, _ in chosen],
-        [source.subjects[i] for i, _ in chosen],
-        [split for _, split in chosen],
+        [name for block in blocks for name in block.ids],
+        [unit.subject for unit in rows],
+        [unit.split for unit in rows],
         image.classes,
-        intensity_range=reading.intensity_range,
-        spacing_mm=source.spacing_mm,
+        intensity_range=source.intensity_range or work.intensity_range(blocks),
+        spacing_mm=None if np.isnan(spacing[:, 1:]).all() else spacing,
         synthetic=source.synthetic,
         source=source.description,
         licence=source.licence,
         cite=source.cite,
+        skipped=work.skipped + [pair for block in blocks for pair in block.skipped],
     )
+
+
+def _summarise(out: Path, sidecar: Path) -> None:
     with prepared.PreparedSet(out) as data:
         counts = Counter(data.splits)
         # No names for people: the workflow tracks this file, and a new label must make nothing again.
-        write_json(
-            sidecar,
-            {
-                "digest": data.digest,
-                "classes": data.classes,
-                "synthetic": data.synthetic,
-                "splits": {split: counts[split] for split in SPLITS},
-            },
-        )
+        summary = {
+            "digest": data.digest,
+            "classes": data.classes,
+            "synthetic": data.synthetic,
+            "splits": {split: counts[split] for split in SPLITS},
+        }
+        if data.skipped:
+            summary["skipped"] = len(data.skipped)
+        write_json(sidecar, summary)
+        if data.skipped:
+            say(f"{out}: {len(data.skipped)} skipped:{itemised([reason for _, reason in data.skipped])}")
     say(f"{out}: " + ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split]))
 
 
-def _open(dataset: DatasetConfig, image: ImageConfig, seed: int, data_root: Path, where: str) -> Source:
-    # Imported here: drawing phantoms needs no image decoders, and the other way round.
-    match dataset.source:
-        case PhantomSource():
-            return _Phantoms(dataset.source, image, seed, where)
-        case FolderSource():
-            from tedm.data.folder import FolderImages
+def squares(
+    pictures: Sequence[Picture], size: int, fit: Fit, classes: int | None, black: float | None = None
+) -> list[Square]:
+    """Pictures of a source made square.
 
-            return FolderImages(dataset.source, image, data_root, where)
-
-
-class _Phantoms:
-    """The source `phantom`."""
-
-    synthetic = True
-    has_masks = True
-    spacing_mm: tuple[float, float] | None = None
-    licence = "MIT, as tedm"
-    cite = ""
-
-    def __init__(self, source: PhantomSource, image: ImageConfig, seed: int, where: str) -> None:
-        if image.channels != 1 or len(image.classes) != 1:
-            raise TedmError(
-                f"{where}.source: phantoms have 1 channel and 1 class, but image.channels is"
-                f" {image.channels} and image.classes are {', '.join(image.classes)}"
-            )
-        from tedm.data.phantoms import draw
-
-        self.draw, self.site, self.size, self.seed = draw, source.site, image.size, seed
-        self.ids: Sequence[str] = [f"{source.site}-{index:06d}" for index in range(source.count)]
-        self.subjects: Sequence[str] = self.ids
-        self.problems: list[str] = []
-        self.description = f"synthetic: drawn by tedm in the style of {source.site}"
-
-    def check(self, name: str, split: str) -> np.dtype[Any]:  # noqa: ARG002 (the protocol's)
-        return np.dtype(np.uint8)
-
-    def read(self, name: str, split: str) -> Pair:  # noqa: ARG002
-        pixels, mask = self.draw(self.site, int(name.rsplit("-", 1)[1]), self.size, self.seed)
-        return pixels[None], mask[None]
+    Args:
+        pictures: of one unit.
+        size: pixels along each side.
+        fit: how.
+        classes: K, for the empty masks of unlabelled images; None: no masks at all.
+        black: what padding is filled with; None: 0, or the least pixel where that is below 0.
+    """
+    made = []
+    for picture in pictures:
+        mask = None
+        if classes is not None:
+            mask = np.zeros((classes, size, size), np.uint8)
+            if picture.shares is not None:
+                mask = mask_to_square(picture.shares, size, fit)
+        height, width = picture.pixels.shape[1:]
+        between, *inside = picture.spacing_mm or (np.nan,) * 3
+        channels = [Image.fromarray(channel) for channel in picture.pixels]
+        around = min(0.0, float(picture.pixels.min())) if black is None else black
+        image = image_to_square(channels, size, fit, around)
+        made.append(
+            Square(picture.id, image, mask, (between, *square_spacing((height, width), inside, size, fit)))
+        )
+    return made
 
 
-class _Reading:
-    """One pass over the chosen images: headers first, then pixels; problems are gathered on the way."""
+@dataclass(frozen=True)
+class _Block:
+    """Units whose rows make one part; what is kept of them once the part is written."""
 
-    def __init__(self, source: Source, chosen: list[tuple[str, str]], where: str, threads: int) -> None:
-        self.source, self.chosen, self.where, self.threads = source, chosen, where, threads
+    units: list[Unit]
+    path: Path
+    ids: Sequence[str] = ()
+    rows: Sequence[int] = ()  # position of each row's unit among `units`
+    spacing_mm: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    extremes: tuple[float, float] = (np.inf, -np.inf)
+    skipped: Sequence[tuple[str, str]] = ()
+
+
+class _Work:
+    """One pass over the chosen units: headers first, then pixels; problems are gathered on the way."""
+
+    def __init__(
+        self, source: Source, units: list[Unit], image: ImageConfig, where: str, threads: int, *, skip: bool
+    ) -> None:
+        self.source, self.units, self.image, self.where = source, units, image, where
+        self.threads, self.skip = threads, skip
         self.dtype: np.dtype[Any] = np.dtype(np.uint8)
-        self.lo, self.hi = np.inf, -np.inf
+        self.problems = list(source.problems)
+        self.skipped: list[tuple[str, str]] = []
+        for name, reason in source.strays:
+            self._cannot_use(name, reason)
 
-    def pairs(self) -> Iterator[Pair]:
-        """Images and masks in order; once there is a problem, only looks for more and raises them all."""
-        problems = list(self.source.problems)
-        good = self._checked(problems)
-        if problems:
-            say(f"{self.where}: {problems[0]}")
+    def run(self, parts: Parts) -> list[_Block]:
+        """Make the parts that are not there yet.
+
+        Raises:
+            TedmError: once there is a problem, the rest is only looked at for more of them.
+        """
+        stamps = self._examined()
+        good = [unit for unit in self.units if unit.id in stamps]
+        if self.problems:
+            say(f"{self.where}: {self.problems[0]}")
             say(f"{self.where}: reading on to report every problem at once")
-        with stage(f"prepare {self.where.split('.')[1]}", len(good), "images") as progress:
-            for pair in in_order(lambda item: self.source.read(*item), good, self.threads):
-                progress.advance()
-                if isinstance(pair, TedmError):
-                    problems.append(str(pair))
-                elif not problems:
-                    self.lo = min(self.lo, float(pair[0].min()))
-                    self.hi = max(self.hi, float(pair[0].max()))
-                    yield pair
-        if problems:
-            raise _report(self.where, problems)
+        elif good:
+            try:
+                self.source.learn(
+                    [u.id for u in good if u.split == "train"] or [u.id for u in good], self._each
+                )
+            except TedmError as error:
+                self.problems.append(str(error))
+        learnt = str(self.source.identity())
+        blocks = [
+            _Block(units, parts.path([(u.id, u.split, stamps[u.id], learnt) for u in units]))
+            for units in self._blocks(good)
+        ]
+        missing = [block for block in blocks if not block.path.exists()]
+        finished: dict[Path, _Block] = {}
+        self._make(missing, len(good), parts, finished)
+        if self.problems:
+            raise _report(self.where, self.problems)
+        return [finished.get(block.path) or _known(block, parts.read(block.path)) for block in blocks]
 
-    def intensity_range(self) -> prepared.Range:
+    def intensity_range(self, blocks: Sequence[_Block]) -> prepared.Range:
         """Stored intensities that stand for black and white.
 
         8 bits: 0 … 255. More: the full range of the fewest bits (10, 12, 14 or 16) that hold the set's
@@ -203,58 +256,145 @@ class _Reading:
         """
         if self.dtype == np.uint8:
             return 0.0, 255.0
-        if self.lo < 0:
-            return self.lo, self.hi
+        low, high = min(block.extremes[0] for block in blocks), max(block.extremes[1] for block in blocks)
+        if low < 0:
+            return low, high
         whites = (1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16)))
-        return 0.0, float(next((white for white in whites if self.hi <= white), self.hi))
+        return 0.0, float(next((white for white in whites if high <= white), high))
 
-    def _checked(self, problems: list[str]) -> list[tuple[str, str]]:
-        """The images whose headers are good."""
-        good, types = [], Counter[np.dtype[Any]]()
-        for item, found in zip(
-            self.chosen,
-            in_order(lambda item: self.source.check(*item), self.chosen, self.threads),
-            strict=True,
-        ):
-            if isinstance(found, TedmError):
-                problems.append(str(found))
+    def _cannot_use(self, name: str, reason: str) -> None:
+        if self.skip:
+            self.skipped.append((name, reason))
+        else:
+            self.problems.append(reason)
+
+    def _each(self, work: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+        for result in in_order(work, names, self.threads):
+            if isinstance(result, TedmError):
+                raise result
+            yield result
+
+    def _examined(self) -> dict[str, str]:
+        """Stamps of the units whose headers are good."""
+        stamps: dict[str, str] = {}
+        types = Counter[np.dtype[Any]]()
+        found: Iterator[Found | TedmError] = in_order(
+            lambda unit: self.source.examine(unit.id, unit.split), self.units, self.threads
+        )
+        for unit, result in zip(self.units, found, strict=True):
+            if isinstance(result, TedmError):
+                self._cannot_use(unit.id, str(result))
             else:
-                good.append(item)
-                types[found] += 1
+                stamps[unit.id] = result.stamp
+                types[result.dtype] += 1
         if len(types) > 1:
             deep = types[np.dtype(np.float32)]
-            problems.append(
+            self.problems.append(
                 f"{self.where}: {deep} images have more than 8 bits and {types[np.dtype(np.uint8)]} have 8;"
                 " save all of them with the same depth, as their greys cannot be compared"
             )
         elif types:
             (self.dtype,) = types
-        return good
+        return stamps
+
+    def _blocks(self, units: list[Unit]) -> Iterator[list[Unit]]:
+        image, classes = self.image, len(self.image.classes) if self.source.has_masks else 0
+        row = image.size**2 * (image.channels * self.dtype.itemsize + classes)
+        # A volume is a part of its own: how many slices it has is known when it is read.
+        length = 1 if self.source.volumes else max(1, prepared.BUFFER_BYTES // row)
+        for start in range(0, len(units), length):
+            yield units[start : start + length]
+
+    def _make(self, missing: list[_Block], total: int, parts: Parts, finished: dict[Path, _Block]) -> None:
+        todo = [unit for block in missing for unit in block.units]
+        name, noun = self.where.split(".")[1], "volumes" if self.source.volumes else "images"
+        results = in_order(self._square, todo, self.threads, ahead=1 if self.source.volumes else 4)
+        with stage(f"prepare {name}", total, noun, done=total - len(todo)) as progress:
+            for block in missing:
+                made: list[list[Square]] = []
+                before = len(self.problems)
+                skipped: list[tuple[str, str]] = []
+                for unit, result in zip(
+                    block.units, itertools.islice(results, len(block.units)), strict=True
+                ):
+                    progress.advance()
+                    if not isinstance(result, TedmError):
+                        made.append(result)
+                        continue
+                    made.append([])
+                    if self.skip:
+                        skipped.append((unit.id, str(result)))
+                    else:
+                        self.problems.append(str(result))
+                if len(self.problems) == before:
+                    part = self._part(made, skipped)
+                    parts.write(block.path, part)
+                    finished[block.path] = _known(block, part)
+
+    def _square(self, unit: Unit) -> list[Square]:
+        classes = len(self.image.classes) if self.source.has_masks else None
+        pictures = self.source.read(unit.id, unit.split)
+        known = self.source.intensity_range
+        return squares(
+            pictures, self.image.size, self.source.fit, classes, None if known is None else known[0]
+        )
+
+    def _part(self, made: list[list[Square]], skipped: list[tuple[str, str]]) -> Part:
+        rows = [square for unit in made for square in unit]
+        size, image = self.image.size, self.image
+        images = np.empty((len(rows), image.channels, size, size), self.dtype)
+        masks = np.empty((len(rows), len(image.classes), size, size), np.uint8)
+        for i, square in enumerate(rows):
+            images[i] = square.image
+            if square.mask is not None:
+                masks[i] = square.mask
+        extremes = (float(images.min()), float(images.max())) if rows else (np.inf, -np.inf)
+        return Part(
+            [square.id for square in rows],
+            [i for i, unit in enumerate(made) for _ in unit],
+            images,
+            masks if self.source.has_masks else None,
+            np.array([square.spacing_mm for square in rows], np.float64).reshape(-1, 3),
+            extremes,
+            skipped,
+        )
+
+
+def _known(block: _Block, part: Part) -> _Block:
+    return replace(
+        block,
+        ids=part.ids,
+        rows=part.units,
+        spacing_mm=part.spacing_mm,
+        extremes=part.extremes,
+        skipped=part.skipped,
+    )
 
 
 def in_order(
-    work: Callable[[tuple[str, str]], T], items: Sequence[tuple[str, str]], threads: int
+    work: Callable[[S], T], items: Iterable[S], threads: int, ahead: int = 4
 ) -> Iterator[T | TedmError]:
     """Results of `work` in the items' order, from several threads; a TedmError is a result.
 
-    Only a few items are ahead of the one asked for, so that memory does not grow with their number.
+    Only `ahead` items per thread are ahead of the one asked for, so that memory does not grow with their
+    number. Decoders free the interpreter's lock, so threads are as good as processes here.
     """
 
-    def attempt(item: tuple[str, str]) -> T | TedmError:
+    def attempt(item: S) -> T | TedmError:
         try:
             return work(item)
         except TedmError as error:
             return error
 
-    ahead: deque[Future[T | TedmError]] = deque()
+    waiting: deque[Future[T | TedmError]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:
-            ahead.append(pool.submit(attempt, item))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            waiting.append(pool.submit(attempt, item))
+            if len(waiting) > ahead * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -20,6 +20,7 @@ from tedm.files import whole
 
 FORMAT = "tedm prepared data set"
 VERSION = 1
+SKIPPED = "skipped"
 BUFFER_BYTES = 4 << 20  # written at a time: one HDF5 call per image would cost more than decoding it
 
 Images = npt.NDArray[np.float32]
@@ -38,11 +39,12 @@ def write(
     classes: Sequence[str],
     *,
     intensity_range: Range | Callable[[], Range],
-    spacing_mm: tuple[float, float] | None = None,
+    spacing_mm: npt.NDArray[np.float64] | None = None,
     synthetic: bool,
     source: str,
     licence: str,
     cite: str,
+    skipped: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write a prepared data set, whole or not at all; the same content gives the same bytes.
 
@@ -60,11 +62,13 @@ def write(
         classes: names of the K classes.
         intensity_range: stored intensities that become 0 and 1 on reading; a function is asked for it
             once all images are written.
-        spacing_mm: height and width of a pixel in mm, where it is known.
+        spacing_mm: distance between slices (NaN: not a volume), height and width of a pixel, (N, 3), NaN
+            where unknown; None: nothing is known.
         synthetic: whether the images are drawn, not measured.
         source: where the images come from.
         licence: their terms of use.
         cite: whom to cite.
+        skipped: images or volumes that could not be used, as (id, reason).
 
     Raises:
         TedmError: no images, an id twice, a subject in two splits, wrong shapes, types or values.
@@ -92,7 +96,10 @@ def write(
         file.attrs["classes"] = json.dumps(list(classes), ensure_ascii=False)
         file.attrs["intensity_range"] = np.array([lo, hi], np.float64)
         if spacing_mm is not None:
-            file.attrs["spacing_mm"] = np.array(spacing_mm, np.float64)
+            file.create_dataset("spacing_mm", data=np.asarray(spacing_mm, np.float64).reshape(len(ids), 3))
+        if skipped:
+            # Beside the rows; an attribute holds 64 kB at most.
+            file.create_dataset(SKIPPED, data=[list(pair) for pair in skipped], dtype=h5py.string_dtype())
         file.attrs["synthetic"] = synthetic
         file.attrs["source"] = source
         file.attrs["licence"] = licence
@@ -108,6 +115,8 @@ def write(
             "images": pixels.digest(),
             "masks": None if labels is None else labels.digest(),
         }
+        if spacing_mm is not None:
+            content["spacing_mm"] = np.nan_to_num(spacing_mm, nan=0.0).tolist()
         # Last: a file without it is not whole.
         file.attrs["digest"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
@@ -120,7 +129,10 @@ class PreparedSet:
     Attributes:
         label: name in tables and figures.
         classes: names of the K classes.
-        spacing_mm: height and width of a pixel in mm, or None.
+        spacings_mm: distance between slices, height and width of a pixel, (N, 3), NaN where
+            unknown; None: nothing is known.
+        spacing_mm: height and width of a pixel in mm where all images have the same; else None.
+        skipped: what could not be used, as (id, reason).
         synthetic: whether the images are drawn, not measured.
         source: where the images come from.
         licence: their terms of use.
@@ -177,8 +189,11 @@ class PreparedSet:
             float(attributes["intensity_range"][0]),
             float(attributes["intensity_range"][1]),
         )
-        spacing = attributes.get("spacing_mm")
-        self.spacing_mm = None if spacing is None else (float(spacing[0]), float(spacing[1]))
+        self.spacings_mm = np.asarray(file["spacing_mm"]) if "spacing_mm" in file else None
+        self.spacing_mm = _common(self.spacings_mm)
+        self.skipped: list[tuple[str, str]] = (
+            [(name, reason) for name, reason in file[SKIPPED].asstr()[...]] if SKIPPED in file else []
+        )
         self.synthetic = bool(attributes["synthetic"])
         self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
         self.cite, self.digest = str(attributes["cite"]), str(attributes["digest"])
@@ -188,7 +203,7 @@ class PreparedSet:
         self.has_masks = "masks" in file
         channels, height, width = file["images"].shape[1:]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
-        lengths = {len(file[name]) for name in file}
+        lengths = {len(file[name]) for name in file if name != SKIPPED}
         if lengths != {len(self.ids)}:
             raise TedmError(f"{self.path}: damaged (its parts have {sorted(lengths)} rows). {again}")
 
@@ -217,18 +232,25 @@ class PreparedSet:
         return [row for row, s in enumerate(self.splits) if s == split]
 
     def training_rows(self, n: int) -> list[int]:
-        """Rows of the first n images of the split train: a training subset of the study [Rosnati 2023, 3].
+        """Rows of the first n subjects of the split train: a training subset [Rosnati 2023, 3].
+
+        Where every image is a subject of its own these are the first n images; of volumes, all slices of
+        the first n. Subject by subject, so that a smaller subset is the start of a larger one.
 
         Raises:
-            TedmError: n is 0, or the split has fewer than n images.
+            TedmError: n is 0, or the split has fewer than n subjects.
         """
         rows = self.rows("train")
-        if not 1 <= n <= len(rows):
+        subjects = list(dict.fromkeys(self.subjects[row] for row in rows))
+        if not 1 <= n <= len(subjects):
+            what = "images" if len(subjects) == len(rows) else "subjects"
             raise TedmError(
-                f"{self.label}: evaluation.train_sizes asks for {n} training images, but the split train"
-                f" has {len(rows)}; choose a size from 1 to that, or enlarge the split"
+                f"{self.label}: evaluation.train_sizes asks for {n} training {what}, but the split train"
+                f" has {len(subjects)}; choose a size from 1 to that, or enlarge the split"
             )
-        return rows[:n]
+        place = {subject: rank for rank, subject in enumerate(subjects[:n])}
+        chosen = [row for row in rows if self.subjects[row] in place]
+        return sorted(chosen, key=lambda row: place[self.subjects[row]])
 
     def images(self, rows: Sequence[int] | npt.NDArray[np.integer] | range) -> Images:
         """Images of any rows in any order, float32 in [0, 1], (n, C, H, W)."""
@@ -258,6 +280,12 @@ class PreparedSet:
         for start, stop in runs:
             out[start:stop] = dataset[int(wanted[start]) : int(wanted[stop - 1]) + 1]
         return out
+
+
+def _common(spacings: npt.NDArray[np.float64] | None) -> tuple[float, float] | None:
+    if spacings is None or not (spacings[:, 1:] == spacings[0, 1:]).all():
+        return None
+    return float(spacings[0, 1]), float(spacings[0, 2])
 
 
 def _runs(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

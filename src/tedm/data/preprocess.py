@@ -1,5 +1,6 @@
 """From an image of any size to the network's square, and a mask with it."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 Fit = Literal["stretch", "pad", "crop"]
 
 
-def image_to_square(channels: list[Image.Image], size: int, fit: Fit) -> npt.NDArray[Any]:
+def image_to_square(
+    channels: list[Image.Image], size: int, fit: Fit, black: float = 0.0
+) -> npt.NDArray[Any]:
     """Resize an image to size × size.
 
     Bilinear with antialiasing (a triangle as wide as the step between new pixels), which is what the
@@ -20,14 +23,16 @@ def image_to_square(channels: list[Image.Image], size: int, fit: Fit) -> npt.NDA
         channels: each channel, in Pillow's mode L (uint8) or F (float32).
         size: pixels.
         fit: stretch the image; pad it with black to a square; crop its middle square.
+        black: the grey around a padded image.
 
     Returns:
         (C, size, size), uint8 or float32.
     """
-    return np.stack([_to_square(channel, size, fit, Image.Resampling.BILINEAR) for channel in channels])
+    method = Image.Resampling.BILINEAR
+    return np.stack([_to_square(channel, size, fit, method, black) for channel in channels])
 
 
-def mask_to_square(shares: npt.NDArray[np.float32], size: int, fit: Fit) -> npt.NDArray[np.uint8]:
+def mask_to_square(shares: npt.NDArray[Any], size: int, fit: Fit) -> npt.NDArray[np.uint8]:
     """Resize a mask to size × size: averaged over each new pixel, foreground where more than half of it is.
 
     The average is over the old pixels whose centres lie in the new one (Pillow's box filter).
@@ -40,17 +45,40 @@ def mask_to_square(shares: npt.NDArray[np.float32], size: int, fit: Fit) -> npt.
     Returns:
         0 and 1, (K, size, size).
     """
-    averaged = [_to_square(Image.fromarray(share), size, fit, Image.Resampling.BOX) for share in shares]
+    averaged = [
+        _to_square(Image.fromarray(np.asarray(share, np.float32)), size, fit, Image.Resampling.BOX)
+        for share in shares
+    ]
     return (np.stack(averaged) > 0.5).astype(np.uint8)
 
 
-def _to_square(image: Image.Image, size: int, fit: Fit, method: Image.Resampling) -> npt.NDArray[Any]:
+def square_spacing(
+    shape: tuple[int, int], spacing: Sequence[float], size: int, fit: Fit
+) -> tuple[float, float]:
+    """Height and width in mm of the square's pixels, from those of the image.
+
+    Args:
+        shape: height and width of the image, pixels.
+        spacing: height and width of its pixels, mm.
+        size: pixels along each side of the square.
+        fit: as of the image.
+    """
+    height, width = shape
+    if fit == "stretch":
+        return spacing[0] * height / size, spacing[1] * width / size
+    side = max(height, width) if fit == "pad" else min(height, width)
+    return spacing[0] * side / size, spacing[1] * side / size
+
+
+def _to_square(
+    image: Image.Image, size: int, fit: Fit, method: Image.Resampling, black: float = 0.0
+) -> npt.NDArray[Any]:
     width, height = image.size
     if fit == "pad":
         scale = size / max(width, height)
         inner = max(1, round(width * scale)), max(1, round(height * scale))
         x, y = (size - inner[0]) // 2, (size - inner[1]) // 2
-        square = np.zeros((size, size), np.asarray(image).dtype)
+        square = np.full((size, size), black, np.asarray(image).dtype)
         square[y : y + inner[1], x : x + inner[0]] = np.asarray(image.resize(inner, method))
         return square
     side = min(width, height)

@@ -16,34 +16,52 @@ from tedm.progress import say
 from tedm.seeds import seed_of
 
 SPLITS = ("train", "val", "test", "unlabelled")
+XLSOR = "nih_xlsor.csv"  # no split: which images of ChestX-ray14 those of XLSor are
 SHOWN = 20  # ids or lines in a message
 
 
 def assign(
-    split: SplitConfig, ids: Sequence[str], subjects: Sequence[str], seed: int, data_root: Path, where: str
+    split: SplitConfig,
+    ids: Sequence[str],
+    subjects: Sequence[str],
+    seed: int,
+    data_root: Path,
+    where: str,
+    *,
+    columns: Mapping[str, Sequence[str]] | None = None,
 ) -> list[tuple[int, str]]:
     """Which images are used, in which order, and in which split.
 
     Args:
-        split: counts or fractions to draw, or a list to read.
+        split: counts or fractions to draw, a list to read, or a column.
         ids: names of the images that are there.
         subjects: the subject of each image.
         seed: of the draw.
         data_root: relative paths of lists start here.
         where: the data set's path in the configuration, for messages.
+        columns: what else the source knows of each image, by name.
 
     Returns:
         (index into `ids`, split) of every image that is used. The order of a split is the list's; drawn
         splits are in the order of the draw, so that the first n of train are a random sample.
 
     Raises:
-        TedmError: impossible numbers; a list that is missing, broken or names none of the images.
+        TedmError: impossible numbers; a list that is missing, broken or names none of the images; a subject
+            in two splits.
     """
+    columns = columns or {}
     if split.file is not None:
         listed = _read_list(split.file, data_root, f"{where}.split.file")
         chosen = _listed(listed, ids, split.file, f"{where}.split.file")
+    elif split.column is not None:
+        values = _column(columns, split.column, f"{where}.split.column")
+        chosen = _from_column(values, ids, f"{where}.split.column: {split.column}")
     else:
-        chosen = _drawn(split, ids, subjects, seed, f"{where}.split")
+        strata = None
+        if split.stratify is not None:
+            strata = _column(columns, split.stratify, f"{where}.split.stratify")
+        chosen = _drawn(split, ids, subjects, seed, f"{where}.split", strata)
+    _no_subject_twice(chosen, subjects, f"{where}.split")
     if len(chosen) < len(ids):
         say(f"{where}: {len(ids) - len(chosen)} of {len(ids)} images are in no split and are left out")
     return chosen
@@ -52,7 +70,8 @@ def assign(
 def shipped() -> dict[str, str]:
     """Names of the lists that ship with tedm (the splits of the study's authors), and their files."""
     folder = resources.files("tedm.data") / "splits"
-    return {file.name.split(".")[0]: file.name for file in folder.iterdir() if ".csv" in file.name}
+    files = [file.name for file in folder.iterdir() if ".csv" in file.name]
+    return {name.split(".")[0]: name for name in files if name != XLSOR}
 
 
 def enumerated(names: Sequence[str]) -> str:
@@ -67,8 +86,45 @@ def itemised(lines: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
 
 
+def _no_subject_twice(chosen: Sequence[tuple[int, str]], subjects: Sequence[str], where: str) -> None:
+    found: dict[str, set[str]] = {}
+    for index, name in chosen:
+        found.setdefault(subjects[index], set()).add(name)
+    twice = [
+        f"{subject} ({', '.join(name for name in SPLITS if name in names)})"
+        for subject, names in found.items()
+        if len(names) > 1
+    ]
+    if twice:
+        raise TedmError(
+            f"{where}: {len(twice)} subjects are in more than one split, so that what is learnt from them"
+            f" would be tested on them: {enumerated(twice)}. Keep a subject's images together"
+        )
+
+
+def _column(columns: Mapping[str, Sequence[str]], name: str, where: str) -> Sequence[str]:
+    if name not in columns:
+        known = f"it has {', '.join(columns)}" if columns else "it has none"
+        raise TedmError(f"{where}: the source has no column {name} ({known})")
+    return columns[name]
+
+
+def _from_column(values: Sequence[str], ids: Sequence[str], where: str) -> list[tuple[int, str]]:
+    unknown = [
+        f"{name}: {value!r}" for name, value in zip(ids, values, strict=True) if value not in (*SPLITS, "")
+    ]
+    if unknown:
+        raise TedmError(f"{where}: expected {', '.join(SPLITS)} or nothing:{itemised(unknown)}")
+    return [(index, value) for index, value in enumerate(values) if value]
+
+
 def _drawn(
-    split: SplitConfig, ids: Sequence[str], subjects: Sequence[str], seed: int, where: str
+    split: SplitConfig,
+    ids: Sequence[str],
+    subjects: Sequence[str],
+    seed: int,
+    where: str,
+    strata: Sequence[str] | None,
 ) -> list[tuple[int, str]]:
     # Each subject's place comes from its own name, so that the order of files has no influence and a
     # new subject leaves the others' order as it is.
@@ -76,6 +132,8 @@ def _drawn(
     for index in sorted(range(len(ids)), key=lambda i: ids[i]):
         images.setdefault(subjects[index], []).append(index)
     order = sorted(images, key=lambda subject: (seed_of(seed, "split", subject), subject))
+    if strata is not None:
+        order = _interleaved(order, [strata[images[subject][0]] for subject in order])
     chosen: list[tuple[int, str]] = []
     start = 0
     for name, count in _counts(split, len(order), where).items():
@@ -83,6 +141,24 @@ def _drawn(
             chosen.extend((index, name) for index in images[subject])
         start += count
     return chosen
+
+
+def _interleaved(order: Sequence[str], strata: Sequence[str]) -> list[str]:
+    """The subjects in an order of which every stretch has its share of each stratum.
+
+    The r-th of a stratum's m subjects stands at (r + ½) / m. Splits are stretches of this order, and so are
+    the first n of train.
+    """
+    members: dict[str, list[str]] = {}
+    for subject, stratum in zip(order, strata, strict=True):
+        members.setdefault(stratum, []).append(subject)
+    drawn = {subject: place for place, subject in enumerate(order)}
+    places = {
+        subject: (rank + 0.5) / len(subjects)
+        for subjects in members.values()
+        for rank, subject in enumerate(subjects)
+    }
+    return sorted(order, key=lambda subject: (places[subject], drawn[subject]))
 
 
 def _counts(split: SplitConfig, total: int, where: str) -> dict[str, int]:
