@@ -35,12 +35,17 @@ $(INSTALLED): envs/requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# A newer torch than the tests run on would come as gigabytes of CUDA, by way of timm's torchvision.
+TORCH := 2.13.0
+
 lock: ## Pin the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet pip-tools
+	echo "torch==$(TORCH)" > .venv-lock/torch.txt
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe \
-		--extra dev --extra slurm --extra tensorboard --extra build --output-file envs/requirements.lock pyproject.toml
+		--extra dev --extra slurm --extra tensorboard --extra s3 --extra dicom --extra parquet \
+		--extra diffusers --extra timm --extra build --constraint .venv-lock/torch.txt --output-file envs/requirements.lock pyproject.toml
 	sed -i.orig "s/+cpu//" envs/requirements.lock && rm envs/requirements.lock.orig
 	rm -r .venv-lock
 

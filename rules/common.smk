@@ -11,6 +11,7 @@ from tedm import config as settings
 from tedm.data.splits import shipped
 from tedm.digests import canonical_json
 from tedm.errors import TedmError
+from tedm.report import study
 
 try:
     EXPERIMENT = settings.parse(
@@ -24,6 +25,8 @@ TRAIN_ON = EXPERIMENT.evaluation.train_on
 TEST_ON = EXPERIMENT.evaluation.test_on
 TRAIN_SIZES = EXPERIMENT.evaluation.train_sizes
 SEEDS = EXPERIMENT.evaluation.seeds
+# Of every head. Not among the params of its job, which one size or seed less must not run again.
+FITS = " ".join(f"{n}/{seed}" for n in sorted(TRAIN_SIZES) for seed in sorted(SEEDS))
 STARTED = time.time()
 RUN_LOCK = FileLock(
     Path(RESULTS, ".run.lock")
@@ -88,15 +91,48 @@ def backbone_spec(backbone):
     }
 
 
+def pretrained_path(backbone):
+    """The file or folder of a network that was trained elsewhere."""
+    return str(Path(EXPERIMENT.data_root, EXPERIMENT.backbones[backbone].path))
+
+
+def pretrained_files(backbone):
+    """The same as files, since the time of a folder says nothing of what is in it."""
+    path = Path(pretrained_path(backbone))
+    if not path.is_dir():
+        return str(path)
+    return sorted(str(file) for file in path.rglob("*") if file.is_file())
+
+
+def import_spec(backbone):
+    chosen = EXPERIMENT.backbones[backbone]
+    return {
+        "type": chosen.type,
+        "settings": canonical_json(chosen.model_dump(exclude={"type", "path"})),
+        "size": EXPERIMENT.image.size,
+        "channels": EXPERIMENT.image.channels,
+    }
+
+
+def store_for(manifest, dataset):
+    """Where to keep features: beside their manifest, or in a place of many stores (ending in /)."""
+    location = EXPERIMENT.features.location
+    return (
+        f"{location.rstrip('/')}/"
+        if location
+        else f"{directory_of(manifest)}/{dataset}.zarr"
+    )
+
+
 def extract_spec(timestep):
     return {
-        "features": EXPERIMENT.features.model_dump(),
+        "features": EXPERIMENT.features.model_dump(exclude={"location"}),
         "timestep": int(timestep),
         "seed": EXPERIMENT.seed,
     }
 
 
-def fit_spec(head, n, seed):
+def fit_spec(head):
     chosen = EXPERIMENT.heads[head]
     return {
         "name": head,
@@ -104,8 +140,6 @@ def fit_spec(head, n, seed):
         "settings": chosen.settings,
         "timesteps": sorted(chosen.timesteps),
         "layers": chosen.layers or EXPERIMENT.features.layers,
-        "n": int(n),
-        "seed": int(seed),
         "experiment_seed": EXPERIMENT.seed,
     }
 
@@ -120,16 +154,75 @@ def supervised_spec(baseline, n, seed):
     }
 
 
-def score_spec(method, n, seed):
+def asked_metrics():
+    """Measures beyond Dice; absent from the settings of a job where there are none."""
+    metrics = sorted(EXPERIMENT.evaluation.metrics)
+    return {"metrics": metrics} if metrics else {}
+
+
+def score_spec(head):
     return {
-        "method": method,
-        "readings": (
-            EXPERIMENT.heads[method].readings if method in EXPERIMENT.heads else {}
-        ),
+        "method": head,
+        "readings": EXPERIMENT.heads[head].readings,
+        "datasets": TEST_ON,
+        **asked_metrics(),
+    }
+
+
+def score_supervised_spec(baseline, n, seed):
+    return {
+        "method": baseline,
+        "readings": {},
         "datasets": TEST_ON,
         "n": int(n),
         "seed": int(seed),
+        **asked_metrics(),
     }
+
+
+def cost_spec():
+    """What is counted: one fitted head of each kind is enough, since all sizes and seeds cost the same."""
+    return {
+        "baselines": list(EXPERIMENT.baselines),
+        "heads": {head: EXPERIMENT.backbone_of(head) for head in EXPERIMENT.heads},
+        "n": max(TRAIN_SIZES),
+        "seed": SEEDS[0],
+    }
+
+
+def cost_inputs():
+    """One fitted head or baseline of each kind, and their backbones."""
+    fitted = f"n{max(TRAIN_SIZES)}/seed{SEEDS[0]}"
+    return [
+        *(
+            f"{RESULTS}/baselines/{b}/{fitted}/digest.json"
+            for b in EXPERIMENT.baselines
+        ),
+        *(f"{RESULTS}/heads/{h}/{fitted}/head.safetensors" for h in EXPERIMENT.heads),
+        *(
+            f"{RESULTS}/backbones/{backbone}/digest.json"
+            for backbone in sorted({*map(EXPERIMENT.backbone_of, EXPERIMENT.heads)})
+        ),
+    ]
+
+
+def table4_spec():
+    methods = [
+        {"name": name, "source": name, "backbone": None, "timesteps": []}
+        for name in EXPERIMENT.baselines
+    ]
+    for name, head in EXPERIMENT.heads.items():
+        backbone = EXPERIMENT.backbone_of(name)
+        for method, steps in {name: head.timesteps, **head.readings}.items():
+            methods.append(
+                {
+                    "name": method,
+                    "source": name,
+                    "backbone": backbone,
+                    "timesteps": sorted(steps),
+                }
+            )
+    return {"methods": methods}
 
 
 def labels_of(datasets):
@@ -150,11 +243,53 @@ def report_spec():
     }
 
 
-def score_files():
-    """Every score file of the experiment."""
+def study_tables_spec():
+    return {
+        **report_spec(),
+        "tables": study.tables(EXPERIMENT),
+        "claims": study.claims(EXPERIMENT),
+        "published": study.published_names(EXPERIMENT),
+        "train_on": TRAIN_ON,
+        "seed": EXPERIMENT.seed,
+    }
+
+
+def study_figures_spec():
+    return {
+        **report_spec(),
+        "figures": study.figures(EXPERIMENT),
+        "examples": study.examples(EXPERIMENT),
+        "pipeline": study.pipeline(EXPERIMENT),
+    }
+
+
+def page_spec():
+    return {
+        **report_spec(),
+        "tables": study.tables(EXPERIMENT),
+        "left_out": study.left_out(EXPERIMENT),
+        "figures": [
+            "figure1",
+            "learning_curves",
+            *study.figures(EXPERIMENT),
+            "segmentations",
+            *study.examples(EXPERIMENT),
+            *(["uncertainty"] if EXPERIMENT.heads else []),
+        ],
+        "train_on": TRAIN_ON,
+        "config": EXPERIMENT.model_dump(mode="json"),
+    }
+
+
+def study_figure_names():
+    return ["figure1", *study.figures(EXPERIMENT), *study.examples(EXPERIMENT)]
+
+
+def score_files(methods=(*EXPERIMENT.baselines, *EXPERIMENT.heads)):
+    """Every score file of some heads and baselines."""
     return [
         f"{RESULTS}/scores/{method}/n{n}/seed{seed}/{dataset}.csv"
-        for method in [*EXPERIMENT.baselines, *EXPERIMENT.heads]
+        for method in methods
         for n in TRAIN_SIZES
         for seed in SEEDS
         for dataset in TEST_ON
@@ -180,6 +315,24 @@ def segmentations_spec():
         "synthetic": EXPERIMENT.synthetic,
         "methods": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
         "datasets": labels_of(TEST_ON),
+        "n": figure_size(),
+        "seed": SEEDS[0],
+    }
+
+
+def uncertainty_spec():
+    heads = EXPERIMENT.heads
+    one_for_all_steps = (
+        name for name, head in heads.items() if head.settings.get("combine") == "share"
+    )
+    return {
+        "synthetic": EXPERIMENT.synthetic,
+        "sources": list(heads),
+        "readings": {name: list(head.readings) for name, head in heads.items()},
+        "datasets": labels_of(TEST_ON),
+        "train_sizes": TRAIN_SIZES,
+        "seeds": SEEDS,
+        "shown": next(one_for_all_steps, None),
         "n": figure_size(),
         "seed": SEEDS[0],
     }

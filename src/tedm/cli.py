@@ -3,6 +3,7 @@
 import enum
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from tedm import cli_store, config, memory
+from tedm import cli_data, cli_store, config, memory
 from tedm.errors import TedmError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 backbone_app = typer.Typer(help="Models whose activations are kept.", no_args_is_help=True)
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(cli_store.app, name="store")
+app.add_typer(cli_data.app, name="data")
 
 
 class Sampler(enum.Enum):
@@ -31,11 +33,19 @@ class Sampler(enum.Enum):
     ddpm = "ddpm"
 
 
+class Quantity(enum.Enum):
+    """What a prediction takes."""
+
+    gmac = "gmac"
+    seconds = "seconds"
+
+
 Spec = Annotated[str, typer.Option(help="Settings of the job as JSON; the workflow fills them in.")]
 Data = Annotated[Path, typer.Option(help="Prepared data set (.h5).")]
 DataDir = Annotated[Path, typer.Option(help="Directory of prepared data sets: {dataset}.h5.")]
 FeaturesDir = Annotated[str, typer.Option(help="Directory or URL of feature stores: {dataset}.zarr.")]
 ScoresDir = Annotated[Path, typer.Option(help="Directory of scores: {head}/n{n}/seed{seed}/{dataset}.csv.")]
+Fits = Annotated[str, typer.Option(help="Training sizes and seeds, as in `1/0 3/0`.")]
 Threads = Annotated[int, typer.Option(help="CPU threads at most; never more than there are cores.", min=1)]
 
 
@@ -70,19 +80,22 @@ def train(
     out: Annotated[Path, typer.Option(help="Backbone directory to write.")],
     threads: Threads = 1,
 ) -> None:
-    """Train the denoising diffusion model on unlabelled images."""
-    settings = _settings(spec)
-    _limit_threads(threads)
-    from tedm.diffusion.train import train_backbone
+    """Train the denoising diffusion model on unlabelled images; under torchrun, by several processes."""
+    _limit_threads(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    from tedm import distributed
 
-    train_backbone(
-        data,
-        config.DDPMConfig.model_validate(settings["backbone"]),
-        settings["seed"],
-        out,
-        settings["name"],
-        device=_device(),
-    )
+    with distributed.joined() as device:
+        from tedm.diffusion.train import train_backbone
+
+        settings = _settings(spec)
+        train_backbone(
+            data,
+            config.DDPMConfig.model_validate(settings["backbone"]),
+            settings["seed"],
+            out,
+            settings["name"],
+            device=device,
+        )
 
 
 @app.command()
@@ -109,7 +122,13 @@ def extract(
     spec: Spec,
     backbone: Annotated[Path, typer.Option(help="Backbone directory.")],
     data: Data,
-    store: Annotated[str, typer.Option(help="Feature store (.zarr).")],
+    store: Annotated[
+        str,
+        typer.Option(
+            help="Feature store (.zarr), a path or s3://bucket/prefix. With a / at its end: a place of many"
+            " stores, where it gets a name of its own."
+        ),
+    ],
     manifest: Annotated[Path, typer.Option(help="Manifest to write, last.")],
     threads: Threads = 1,
 ) -> None:
@@ -118,16 +137,14 @@ def extract(
     _limit_threads(threads)
     from tedm import backbones
     from tedm.features.extract import extract as run
+    from tedm.features.extract import shared_store
 
-    run(
-        backbones.load(backbone, device=_device()),
-        data,
-        Path(store),
-        manifest,
-        settings["timestep"],
-        config.FeaturesConfig.model_validate(settings["features"]),
-        settings["seed"],
-    )
+    # Its type was named in the experiment.
+    model = backbones.load(backbone, device=_device(), allow_imports=True)
+    features = config.FeaturesConfig.model_validate(settings["features"])
+    if store.endswith("/"):
+        store = shared_store(store, backbone.name, model, data, features, settings["seed"])
+    run(model, data, store, manifest, settings["timestep"], features, settings["seed"])
 
 
 @app.command()
@@ -136,15 +153,17 @@ def fit(
     data: Data,
     store: Annotated[str, typer.Option(help="Feature store (.zarr) of that data set.")],
     digest: Annotated[Path, typer.Option(help="digest.json of the backbone that made the features.")],
-    out: Annotated[Path, typer.Option(help="Head to write (.safetensors).")],
-    threads: Threads = 1,
+    fits: Fits,
+    out: Annotated[Path, typer.Option(help="Directory to write: n{n}/seed{seed}/head.safetensors.")],
+    threads: Annotated[int, typer.Option(help="Heads fitted at once, each on one core.", min=1)] = 1,
 ) -> None:
-    """Fit one head on the features of the first n labelled images."""
+    """Fit one head for every training size and seed; those that are there already stay."""
     settings = _settings(spec)
-    _limit_threads(threads)
-    from tedm.fitting import fit_head
+    _limit_threads(1)
+    from tedm.fitting import fit_heads
 
-    fit_head(settings, data, store, digest, out)
+    settings["fits"] = _fits(fits)
+    fit_heads(settings, data, store, digest, out, threads)
 
 
 @app.command()
@@ -173,18 +192,20 @@ def supervise(
 @app.command()
 def score(
     spec: Spec,
-    head: Annotated[Path, typer.Option(help="Head (.safetensors).")],
+    fits: Fits,
+    heads: Annotated[Path, typer.Option(help="Directory of heads: n{n}/seed{seed}/head.safetensors.")],
     data: DataDir,
     features: FeaturesDir,
-    out: Annotated[Path, typer.Option(help="Directory to write: {dataset}.csv and {dataset}.npz.")],
-    threads: Threads = 1,
+    out: Annotated[Path, typer.Option(help="Directory to write: n{n}/seed{seed}/{dataset}.csv and .npz.")],
+    threads: Annotated[int, typer.Option(help="Test sets at once, each on one core.", min=1)] = 1,
 ) -> None:
-    """Predict with one head on every test set; write its masks and the scores of each subject."""
+    """Predict with one head of every training size and seed on every test set; write masks and scores."""
     settings = _settings(spec)
-    _limit_threads(threads)
-    from tedm.scoring import score_head
+    _limit_threads(1)
+    from tedm.scoring import score_heads
 
-    score_head(settings, head, data, features, out)
+    settings["fits"] = _fits(fits)
+    score_heads(settings, heads, data, features, out, threads)
 
 
 @app.command()
@@ -204,6 +225,48 @@ def score_supervised(
 
 
 @app.command()
+def search_timesteps(
+    path: Annotated[Path, typer.Argument(help="Experiment (.yaml) whose features are extracted.")],
+    head: Annotated[str, typer.Argument(help="Name of a head in it.")],
+    n: Annotated[int, typer.Option(help="Training images.", min=1)],
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write; absent: search/{head}/n{n} in the results.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="As in evaluation.seeds.", min=0)] = 0,
+    max_steps: Annotated[int, typer.Option(help="Largest number of timesteps.", min=1)] = 8,
+    fits: Annotated[int | None, typer.Option(help="Heads fitted at most; absent: no limit.", min=1)] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="After which no further fit begins; absent: never.", min=0)
+    ] = None,
+    candidate: Annotated[
+        list[int] | None, typer.Option(help="A timestep to choose from, once for each; absent: all.")
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit a voting head for every subset, too.")
+    ] = False,
+    threads: Threads = 1,
+) -> None:
+    """Find a head's timesteps on the validation images, from cached features; test images are not read."""
+    experiment = config.load(path)
+    _limit_threads(threads)
+    from tedm.search import Budget
+    from tedm.search import search_timesteps as run
+
+    out = out or Path(experiment.results) / "search" / head / f"n{n}"
+    found = run(
+        experiment,
+        head,
+        n,
+        out,
+        budget=Budget(max_steps, fits, seconds),
+        seed=seed,
+        candidates=candidate or (),
+        refit=refit,
+    )
+    print(f"{head}: {list(found.subset)}, validation Dice {100 * found.dice:.2f}; {out}/timesteps.yaml")
+
+
+@app.command()
 def table(
     spec: Spec,
     scores: ScoresDir,
@@ -213,6 +276,75 @@ def table(
     from tedm.report.results import write_table1
 
     write_table1(_settings(spec), scores, out)
+
+
+@app.command()
+def study_tables(
+    spec: Spec,
+    scores: ScoresDir,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+) -> None:
+    """Write the study's further tables, the statistics, its claims, and its numbers beside ours."""
+    from tedm.report.results import write_tables
+
+    write_tables(_settings(spec), scores, out)
+
+
+@app.command()
+def study_figures(
+    spec: Spec,
+    scores: ScoresDir,
+    summary: Annotated[Path, typer.Option(help="statistics/summary.csv of `tedm study-tables`.")],
+    data: DataDir,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+) -> None:
+    """Draw the study's figures 1 to 5."""
+    from tedm.report.results import draw_figures
+
+    draw_figures(_settings(spec), scores, summary, data, out)
+
+
+@app.command()
+def report(
+    spec: Spec,
+    results: Annotated[Path, typer.Option(help="Directory of the experiment's results.")],
+    out: Annotated[Path, typer.Option(help="Page to write (.html).")],
+) -> None:
+    """Write the report: one HTML file with everything, which opens without a network."""
+    from tedm.report.page import write_page
+
+    write_page(_settings(spec), results, out)
+
+
+@app.command()
+def cost(
+    spec: Spec,
+    results: Annotated[Path, typer.Option(help="Directory of the experiment's results.")],
+    out: Annotated[Path, typer.Option(help="Table to write (.csv).")],
+    quantity: Annotated[
+        Quantity, typer.Option(help="gmac: counted, the same everywhere; seconds: measured, of this machine.")
+    ] = Quantity.gmac,
+    threads: Threads = 1,
+) -> None:
+    """Count or measure what every network and head of an experiment takes to predict one image."""
+    settings = _settings(spec)
+    _limit_threads(threads)
+    from tedm.costs import measure
+
+    measure(settings, results, quantity.value, out, _device())
+
+
+@app.command()
+def cost_table(
+    spec: Spec,
+    gmac: Annotated[Path, typer.Option(help="What `tedm cost --quantity gmac` wrote.")],
+    seconds: Annotated[Path, typer.Option(help="What `tedm cost --quantity seconds` wrote.")],
+    out: Annotated[Path, typer.Option(help="Table to write (.csv); other forms lie beside it.")],
+) -> None:
+    """Write Table 4: GMAC and seconds per image of every method."""
+    from tedm.report.cost import write_table4
+
+    write_table4(_settings(spec), gmac, seconds, out)
 
 
 @app.command()
@@ -241,6 +373,19 @@ def segmentations(
 
 
 @app.command()
+def uncertainty(
+    spec: Spec,
+    data: DataDir,
+    scores: ScoresDir,
+    out: Annotated[Path, typer.Option(help="Table to write (.csv); the figure lies beside it.")],
+) -> None:
+    """Write and draw how well the disagreement between timesteps ranks test images by Dice."""
+    from tedm.report.uncertainty import write_uncertainty
+
+    write_uncertainty(_settings(spec), data, scores, out)
+
+
+@app.command()
 def check(path: Annotated[Path, typer.Argument(help="Experiment (.yaml).")]) -> None:
     """Check an experiment's settings without running anything."""
     experiment = config.load(path)
@@ -255,16 +400,36 @@ def schema() -> None:
 
 @backbone_app.command("import")
 def import_backbone(
-    file: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code (.pt).")],
+    path: Annotated[Path, typer.Argument(help="The authors' checkpoint (.pt), or what --type says.")],
     out: Annotated[Path, typer.Option(help="Backbone directory to write.")],
+    kind: Annotated[
+        str, typer.Option("--type", help="imported (the authors'), diffusers, timm, package.module:Class.")
+    ] = "imported",
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels per side; absent: as the checkpoint says.")
+        int | None, typer.Option(help="Pixels per side; absent: as the authors' checkpoint says.", min=1)
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Of the images; absent: 1.", min=1)] = None,
+    settings: Annotated[str, typer.Option(help="Further settings of the type, as JSON.")] = "{}",
+    head: Annotated[
+        Path | None, typer.Option(help="Head to write (.safetensors), of the authors' LEDM, LEDMe or TEDM.")
     ] = None,
 ) -> None:
-    """Take over a checkpoint of the authors' code, without executing anything in its pickle."""
-    from tedm.diffusion.official import import_checkpoint
+    """Take over a pretrained network, without executing anything in its files."""
+    options = _settings(settings, "--settings")
+    if kind == "imported":
+        from tedm.importing import import_authors
 
-    import_checkpoint(file, out, image_size)
+        if options:
+            raise TedmError(f"--settings: the authors' checkpoints have none, got {', '.join(options)}")
+        import_authors(path, out, head, image_size, channels)
+        return
+    if image_size is None:
+        raise TedmError("--image-size: missing; it is image.size of the experiment")
+    if head is not None:
+        raise TedmError(f"--head: a backbone of type {kind} has no head; leave it out")
+    from tedm.backbones.adapter import import_backbone as run
+
+    run(path, out, kind, options, (channels or 1, image_size, image_size))
 
 
 def main() -> None:
@@ -293,20 +458,29 @@ class Settings(dict[str, Any]):
         raise TedmError(f"--spec: {key} is missing")
 
 
-def _settings(spec: str) -> dict[str, Any]:
+def _settings(spec: str, option: str = "--spec") -> dict[str, Any]:
     try:
         settings = json.loads(spec)
     except json.JSONDecodeError as error:
-        raise TedmError(f"--spec: not valid JSON ({error})") from None
+        raise TedmError(f"{option}: not valid JSON ({error})") from None
     if not isinstance(settings, dict):
-        raise TedmError("--spec: expected a JSON object")
+        raise TedmError(f"{option}: expected a JSON object")
     return Settings(settings)
 
 
-def _limit_threads(threads: int) -> None:
-    """Use so many cores; before torch or a BLAS is loaded, since they read this once."""
+def _fits(text: str) -> list[tuple[int, int]]:
+    """Pairs of training size and seed."""
+    found = [re.fullmatch(r"(\d+)/(\d+)", pair) for pair in text.split()]
+    if not found or None in found:
+        raise TedmError(f"--fits: expected pairs of training size and seed such as 1/0 3/0, got {text!r}")
+    return [(int(pair[1]), int(pair[2])) for pair in found if pair]
+
+
+def _limit_threads(threads: int, processes: int = 1) -> None:
+    """Use so many cores, shared by processes; before torch or a BLAS is loaded, as they read this once."""
     memory.keep_freed()
     allowed = min(threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads)
+    allowed = max(1, allowed // processes)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(allowed)
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +12,14 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -23,6 +28,8 @@ from tedm.errors import TedmError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]  # becomes part of a path
 Directory = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]+$")]  # becomes part of shell commands
+LOCATION = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*|[A-Za-z0-9_./-]+)/?")
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Multipliers = Annotated[list[PositiveInt], Field(min_length=2, max_length=8)]
 STUDY_TIMESTEPS = [1, 10, 25, 50, 200, 400, 600, 800]  # [Rosnati 2023, 4]
 
@@ -43,30 +50,182 @@ class PhantomSource(Section):
     site: Literal["chestxray8", "jsrt", "nih", "montgomery"]  # whose looks the images imitate
     count: int = Field(ge=1)  # images
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are masks."""
+        return True
 
-class FolderSource(Section):
+
+class BrainSource(Section):
+    """Synthetic brain volumes drawn by this project, written as NIfTI files in a published layout."""
+
+    type: Literal["brain"]
+    layout: Literal["ukbb", "brats"]  # whose files they imitate; the source of that name reads them back
+    count: int = Field(ge=1)  # volumes
+    voxel_mm: float = Field(4.0, ge=2.0, le=8.0)  # side of a voxel
+    fit: Literal["stretch", "pad", "crop"] = "pad"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are masks."""
+        return True
+
+
+class MeasuredSource(Section):
+    """What every source of measured images can be told."""
+
+    licence: str = ""  # terms of use, copied into everything made from the images; absent: the source's own
+    cite: str = ""  # whom to cite
+    fit: Literal["stretch", "pad", "crop"] = "stretch"  # how a non-square image becomes square
+    limit: int | None = Field(None, ge=1)  # use only the first so many images or volumes, by name
+    on_error: Literal["fail", "skip"] = "fail"  # an image that cannot be used: stop, or leave it out
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are masks, as far as the settings tell."""
+        return getattr(self, "masks", "") is not None
+
+
+class FolderSource(MeasuredSource):
     """A folder of images, with a folder of masks whose files have the same names."""
 
     type: Literal["folder"]
     images: str  # folder, relative to data_root
+    masks: str | dict[str, str] | None = None  # folder, or one for each class; absent: unlabelled
+    mask_suffix: str = ""  # what the masks' names have behind the image's: _mask
+    subject: str | None = None  # regular expression; its group is the subject in a name: ^(P\d+)_
+    resize_masks: bool = False  # bring a mask of another size to its image's, instead of refusing it
+    links: bool = False  # follow symbolic links that lead out of the folder
+
+
+class TableSource(MeasuredSource):
+    """A CSV or Parquet table with one row per image."""
+
+    type: Literal["table"]
+    table: str  # .csv or .parquet, relative to data_root
+    folder: str | None = None  # paths in the table start here; absent: where the table lies
+    image: str = "image"  # column: path of the image
+    mask: str | None = "mask"  # column: path of its mask, empty where it has none; null: no masks
+    subject: str | None = "subject"  # column: who is shown; null: every image is another one
+    id: str | None = "id"  # column: name of the image; null: its path without suffix
+    resize_masks: bool = False  # bring a mask of another size to its image's, instead of refusing it
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a column of masks is named."""
+        return self.mask is not None
+
+
+class NiftiSource(MeasuredSource):
+    """A folder of NIfTI volumes, cut to slices, with label volumes in a second folder."""
+
+    type: Literal["nifti"]
+    images: str  # folder, relative to data_root
+    masks: str | None = None  # folder of label volumes of the same names; absent: unlabelled
+    channels: list[str] = Field([""], min_length=1)  # behind the name, in the file of each channel: _t1
+    mask_suffix: str = ""  # what the label volumes have behind it
+    axis: Literal["axial", "coronal", "sagittal"] = "axial"  # slices are perpendicular to it
+    labels: dict[str, int | list[int]] | None = None  # class → values; absent: 1 … K as image.classes
+    window: Pair | None = None  # values that become black and white
+    percentiles: tuple[float, float] = (1.0, 99.0)  # of a volume's non-zero voxels, for black and white
+    slices: Literal["all", "labelled"] = "all"  # labelled: only those that show a class
+
+
+class DicomSource(MeasuredSource):
+    """A folder of single-frame DICOM files, searched in depth, with masks of the same names."""
+
+    type: Literal["dicom"]
+    images: str  # folder, relative to data_root
     masks: str | None = None  # folder, relative to data_root; absent: unlabelled
-    licence: str = ""  # terms of use, copied into everything made from the images
-    cite: str = ""  # whom to cite
-    fit: Literal["stretch", "pad", "crop"] = "stretch"  # how a non-square image becomes square
-    limit: int | None = Field(None, ge=1)  # use only the first so many images, by name
+    mask_suffix: str = ""  # what the masks' names have behind the image's
+    window: Pair | Literal["file"] | None = None
+    # window: centre and width, after the rescale slope; file: its own; absent: all values
+    subject: Literal["patient", "image"] = "patient"  # patient: told apart by a hash of PatientID
+    resize_masks: bool = False
+    links: bool = False
 
 
-Source = Annotated[PhantomSource | FolderSource, Field(discriminator="type")]
+class ChestXray14Source(MeasuredSource):
+    """ChestX-ray8/14 of the NIH Clinical Center: 112,120 PNG in images_001 … images_012; no masks."""
+
+    type: Literal["chestxray14"]
+    folder: str  # holds the images' folders and Data_Entry_2017*.csv
+    subject: Literal["patient", "image"] = "patient"
+    # image: as the study, whose list puts images of 8,124 patients into two or three splits
+
+    @property
+    def labelled(self) -> bool:
+        """There are no masks."""
+        return False
+
+
+class JSRTSource(MeasuredSource):
+    """JSRT: 247 raw .IMG files or PNG, with the SCR masks."""
+
+    type: Literal["jsrt"]
+    images: str  # folder of JPCLN001.IMG … JPCNN093.IMG, or PNG of these names; searched in depth
+    masks: str | None = None  # SCR folder: fold1/masks/left lung/JPCLN002.gif …; absent: unlabelled
+
+
+class XLSorSource(MeasuredSource):
+    """NIH chest X-rays with the lung masks of XLSor (Tang et al. 2019)."""
+
+    type: Literal["xlsor"]
+    folder: str  # holds images/NIH_0010.png … and masks/NIH_0010_mask.png …
+    one_per_patient: bool = True  # 95 images, as the study used; false: all 100
+
+
+class MontgomerySource(MeasuredSource):
+    """Montgomery County chest X-rays with masks of the left and the right lung."""
+
+    type: Literal["montgomery"]
+    folder: str  # MontgomerySet: holds CXR_png and ManualMask
+
+
+class UKBBSource(MeasuredSource):
+    """UK Biobank T1 volumes (field 20252) with the structures that FIRST found."""
+
+    type: Literal["ukbb"]
+    folder: str  # holds {eid}_20252_2_0.zip as downloaded, or folders of that name
+    fit: Literal["stretch", "pad", "crop"] = "pad"
+
+
+class BraTSSource(MeasuredSource):
+    """BraTS training data: four MR modalities and tumour labels."""
+
+    type: Literal["brats"]
+    folder: str  # holds one folder per patient, searched in depth (HGG/, LGG/)
+    fit: Literal["stretch", "pad", "crop"] = "pad"
+    enhancing: int = 4  # label of the enhancing tumour; 3 from 2023 on
+
+
+Source = Annotated[
+    PhantomSource
+    | BrainSource
+    | FolderSource
+    | TableSource
+    | NiftiSource
+    | DicomSource
+    | ChestXray14Source
+    | JSRTSource
+    | XLSorSource
+    | MontgomerySource
+    | UKBBSource
+    | BraTSSource,
+    Field(discriminator="type"),
+]
 
 
 class SplitConfig(Section):
-    """Which image is train, val or test: counts, fractions, or a CSV with columns id and split."""
+    """Which image is train, val or test: a list, a column of a table, or numbers to draw."""
 
     file: str | None = None  # CSV, relative to data_root; or the name of a split that ships with tedm
-    train: int | float = 0  # count (int) or fraction (float) of the images
+    column: str | None = None  # of the source's table, which says train, val, test or unlabelled
+    train: int | float = 0  # count (int) or fraction (float) of the subjects
     val: int | float = 0
     test: int | float = 0
     unlabelled: int | float = 0
+    stratify: str | None = None  # column of the source's table whose values every split has its share of
 
     @model_validator(mode="after")
     def _something(self) -> "SplitConfig":
@@ -76,13 +235,21 @@ class SplitConfig(Section):
             or sum(x for x in drawn if isinstance(x, float)) > 1 + 1e-9
         ):
             raise ValueError("fractions add up to more than 1 (whole numbers count images)")
-        if self.file is None and not any(drawn):
-            raise ValueError("give `file`, or numbers for train, val, test, unlabelled")
-        if self.file is not None and any(drawn):
-            raise ValueError("give either `file` or numbers, not both")
+        given = [self.file is not None, self.column is not None, any(drawn)]
+        if not any(given):
+            raise ValueError("give `file`, `column`, or numbers for train, val, test, unlabelled")
+        if sum(given) > 1:
+            raise ValueError("give either `file`, `column` or numbers, not both")
+        if self.stratify is not None and not any(drawn):
+            raise ValueError("only a drawn split can be stratified; give numbers, or remove `stratify`")
         if any(x < 0 for x in drawn):
             raise ValueError("a split cannot be negative")
         return self
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it is drawn, not given."""
+        return self.file is None and self.column is None
 
 
 class DatasetConfig(Section):
@@ -123,7 +290,7 @@ class OptimizerConfig(Section):
     learning_rate: float = Field(1e-4, gt=0)  # Adam [A.3]
     warmup: int = Field(0, ge=0)  # steps over which the rate rises linearly from 0
     decay: Literal["none", "cosine"] = "none"  # of the rate, to 0 at the last step
-    accumulate: int = Field(1, ge=1)  # micro-batches per step
+    accumulate: int = Field(1, ge=1)  # micro-batches per step; several processes share them
     clip: float | None = Field(None, gt=0)  # largest norm of the gradient
     ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights, which is then kept
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
@@ -144,7 +311,7 @@ class DDPMConfig(Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     training: OptimizerConfig = OptimizerConfig()
     samples: int = Field(16, ge=0)  # images drawn from the model for a look at it
-    samples_every: int = Field(0, ge=0)  # steps; 0: once, at the end
+    samples_every: int = Field(0, ge=0)  # steps between samples/step….png; 0: only at the end
     sampling_steps: int = Field(50, ge=2)  # DDIM steps for them [Song 2021, 4.2]
 
 
@@ -155,22 +322,99 @@ class ImportedConfig(Section):
     path: str  # checkpoint file, relative to data_root
 
 
-BackboneConfig = Annotated[DDPMConfig | ImportedConfig, Field(discriminator="type")]
+class DiffusersConfig(Section):
+    """An unconditional UNet2DModel of the diffusers library, in pixel space."""
+
+    type: Literal["diffusers"]
+    path: str  # folder of the pipeline (unet/, scheduler/) or of its UNet, relative to data_root
+
+
+class TimmConfig(Section):
+    """An image encoder of the timm library; it knows no noise, so heads read it at timesteps: [0]."""
+
+    type: Literal["timm"]
+    path: str  # file of weights (.safetensors, .pth), relative to data_root
+    model: str = Field(pattern=r"^[A-Za-z0-9_.]+$")  # its name in timm
+    options: dict[str, Any] = {}  # further arguments of timm.create_model
+    input_size: int | None = Field(None, ge=8)  # pixels per side that the network sees; absent: image.size
+    layers: list[int] | None = Field(None, min_length=1)  # timm's intermediates; absent: every resolution …
+    # … and of a transformer, whose layers have one resolution, four evenly spaced blocks
+    mean: list[float] | None = None  # of each channel, of images in [0, 1]; absent: the model's own
+    std: list[PositiveFloat] | None = None
+
+
+class AdapterConfig(BaseModel):
+    """A backbone of another type; keys beyond these are settings of its type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    # An entry point of the group tedm.backbones, or a path package.module:Class.
+    type: str = Field(json_schema_extra={"not": {"enum": ["ddpm", "imported", "diffusers", "timm"]}})
+    path: str  # file or folder, relative to data_root
+
+
+OTHER = "package.module:Class"
+BACKBONES: dict[str, type[BaseModel]] = {
+    "ddpm": DDPMConfig,
+    "imported": ImportedConfig,
+    "diffusers": DiffusersConfig,
+    "timm": TimmConfig,
+    OTHER: AdapterConfig,
+}
+
+
+def _backbone_type(value: Any) -> str | None:
+    """Which of the backbone's sections a mapping is for."""
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    if isinstance(kind, str) and kind not in BACKBONES:
+        return OTHER if ":" in kind or kind in _plugins("tedm.backbones") else kind
+    return None if kind is None else str(kind)
+
+
+BackboneConfig = Annotated[
+    Annotated[DDPMConfig, Tag("ddpm")]
+    | Annotated[ImportedConfig, Tag("imported")]
+    | Annotated[DiffusersConfig, Tag("diffusers")]
+    | Annotated[TimmConfig, Tag("timm")]
+    | Annotated[AdapterConfig, Tag(OTHER)],
+    Discriminator(_backbone_type),
+    # For editors, and for `_allowed_keys`: pydantic leaves this out where a function tells the types apart.
+    Field(
+        json_schema_extra={
+            "discriminator": {
+                "propertyName": "type",
+                "mapping": {k: f"#/$defs/{v.__name__}" for k, v in BACKBONES.items()},
+            }
+        }
+    ),
+]
 
 
 class FeaturesConfig(Section):
     """What the store keeps of a backbone's activations."""
 
+    location: str | None = None
+    # directory or s3://bucket/prefix that several experiments and users may share; absent: results/features
     layers: list[str] | None = Field(None, min_length=1)  # decoder layers; absent: all of them
     dtype: Literal["float16", "float32"] = "float16"
     keep_bits: int | None = Field(None, ge=1, le=23)  # mantissa bits kept by rounding; absent: all
-    codec: Literal["none", "zstd", "lz4"] = "zstd"
+    codec: Literal["none", "zstd", "lz4"] = "none"  # lz4: Blosc's, with bit shuffling; smallest
     draws: int = Field(1, ge=1)  # noise draws per image and timestep
     shared_noise: bool = False  # one noise for all images, instead of one for each
     input_range: Literal["trained", "official"] = "trained"
     # trained: [-1, 1], as the network saw in training; official: [0, 1], as the authors' code feeds
     images_per_shard: int = Field(64, ge=1)  # images per file
     batch_size: int = Field(16, ge=1)  # images per forward pass (last bits of float32 depend on it)
+
+    @field_validator("location")
+    @classmethod
+    def _a_place(cls, location: str | None) -> str | None:
+        if location is not None and not LOCATION.fullmatch(location):
+            raise ValueError(
+                "expected a directory or s3://bucket/prefix, without blanks; server and credentials come"
+                " from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …)"
+            )
+        return location
 
 
 # ── heads ───────────────────────────────────────────────────────────────────────────────────────
@@ -230,10 +474,26 @@ class SklearnSettings(Section):
     resize: Literal["bilinear", "nearest"] = "bilinear"
 
 
+class BlendSettings(Section):
+    """Perceptron on features that are averaged over timesteps with learned weights; this project's own."""
+
+    hidden: list[PositiveInt] = Field([128, 32], min_length=1)  # as MLPSettings
+    jitter: float = Field(2.0, ge=0)  # standard deviation, in training, of noise on the weights' logarithms
+    dropout: float = Field(0.3, ge=0, lt=1)  # share of the blended channels left out in training
+    blends: int = Field(2, ge=1)  # draws of both per image and step
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(4, ge=1)  # images
+    learning_rate: float = Field(1e-4, gt=0)  # Adam
+    validate_every: int = Field(100, ge=1)  # steps
+    patience: int | None = Field(None, ge=1)  # validations without progress until it stops; absent: never
+    resize: Literal["bilinear", "nearest"] = "bilinear"
+
+
 HEAD_SETTINGS: dict[str, type[Section]] = {
     "ridge": RidgeSettings,
     "mlp": MLPSettings,
     "sklearn": SklearnSettings,
+    "blend": BlendSettings,
 }
 
 
@@ -260,6 +520,8 @@ class EvaluationConfig(Section):
     )  # first n [Rosnati 2023, 3]
     seeds: list[NonNegativeInt] = Field([0], min_length=1)  # of heads and baselines
     level: float = Field(0.05, gt=0, lt=1)  # of the Wilcoxon test behind bold
+    metrics: list[Literal["iou", "volume_similarity", "hd95", "assd", "brier", "ece"]] = []
+    # beyond Dice, precision and recall, see measures.py; hd95 and assd (surface distances) need tedm[metrics]
 
 
 class Experiment(Section):
@@ -282,7 +544,8 @@ class Experiment(Section):
     @property
     def synthetic(self) -> list[str]:
         """Names of the data sets that are drawn, not measured."""
-        return [name for name, dataset in self.datasets.items() if dataset.source.type == "phantom"]
+        drawn = (PhantomSource, BrainSource)
+        return [name for name, dataset in self.datasets.items() if isinstance(dataset.source, drawn)]
 
     def backbone_of(self, head: str) -> str:
         """Name of the backbone whose features a head reads."""
@@ -361,6 +624,8 @@ def _sentence(path: str, problem: Any, allowed: set[str]) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
     shown = repr(problem["input"])
+    if "://" in shown and "@" in shown:  # as addresses with a password are
+        shown = "an address with credentials"
     return f"{path}: {message}, got {shown if len(shown) <= 60 else shown[:57] + '…'}"
 
 
@@ -439,12 +704,13 @@ def _data_inconsistencies(e: Experiment) -> Iterator[str]:
     known = f"(data sets: {', '.join(e.datasets)})"
     for name, backbone in e.backbones.items():
         if not isinstance(backbone, DDPMConfig):
+            yield from _adapter_inconsistencies(f"backbones.{name}", backbone)
             continue
         if backbone.data not in e.datasets:
             yield f"backbones.{name}.data: no data set {backbone.data} {known}"
         else:
             split = e.datasets[backbone.data].split
-            if split.file is None and not (split.unlabelled or split.train):
+            if split.drawn and not (split.unlabelled or split.train):
                 yield f"backbones.{name}.data: {backbone.data} has no split unlabelled or train"
     if e.evaluation.train_on not in e.datasets:
         yield f"evaluation.train_on: no data set {e.evaluation.train_on} {known}"
@@ -458,9 +724,19 @@ def _data_inconsistencies(e: Experiment) -> Iterator[str]:
         ("train_sizes", e.evaluation.train_sizes),
         ("seeds", e.evaluation.seeds),
         ("test_on", e.evaluation.test_on),
+        ("metrics", e.evaluation.metrics),
     ):
         if len(set(values)) < len(values):
             yield f"evaluation.{key}: has the same value twice"
+
+
+def _adapter_inconsistencies(where: str, backbone: BaseModel) -> Iterator[str]:
+    try:
+        canonical_json(backbone.model_dump())
+    except (TypeError, ValueError) as error:
+        yield f"{where}: settings must be numbers, texts, lists and mappings ({error})"
+    if isinstance(backbone, AdapterConfig) and ":" in backbone.type and not _found(backbone.type):
+        yield f"{where}.type: Python finds no module for {backbone.type}; is its folder in PYTHONPATH?"
 
 
 def _split_inconsistencies(e: Experiment) -> Iterator[str]:
@@ -468,12 +744,13 @@ def _split_inconsistencies(e: Experiment) -> Iterator[str]:
     for name, dataset in e.datasets.items():
         split, source = dataset.split, dataset.source
         drawn = [split.train, split.val, split.test, split.unlabelled]
-        if isinstance(source, PhantomSource):
+        if isinstance(source, PhantomSource | BrainSource):
             asked = sum(n for n in drawn if isinstance(n, int))
             if asked > source.count:
                 yield f"datasets.{name}.split: asks for {asked} images, but source.count is {source.count}"
-            if len(e.image.classes) != 1 or e.image.channels != 1:
-                yield f"datasets.{name}.source: phantoms have one channel and one class, the lungs"
+        lungs_only = len(e.image.classes) == 1 and e.image.channels == 1
+        if isinstance(source, PhantomSource) and not lungs_only:
+            yield f"datasets.{name}.source: phantoms have one channel and one class, the lungs"
     if len(set(e.image.classes)) < len(e.image.classes):
         yield "image.classes: has the same name twice"
     labelled = [("evaluation.train_on", e.evaluation.train_on, "train")]
@@ -482,9 +759,9 @@ def _split_inconsistencies(e: Experiment) -> Iterator[str]:
         if name not in e.datasets:
             continue
         dataset = e.datasets[name]
-        if isinstance(dataset.source, FolderSource) and dataset.source.masks is None:
+        if not dataset.source.labelled:
             yield f"{where}: {name} has no masks; give datasets.{name}.source.masks"
-        if dataset.split.file is None and not getattr(dataset.split, part):
+        if dataset.split.drawn and not getattr(dataset.split, part):
             yield f"{where}: {name} has no images in the split {part} (datasets.{name}.split.{part})"
     train = e.datasets[e.evaluation.train_on].split.train if e.evaluation.train_on in e.datasets else 0
     if isinstance(train, int) and train:
@@ -502,6 +779,11 @@ def _network_inconsistencies(e: Experiment) -> Iterator[str]:
     for where, network in networks.items():
         if network.training.batch_size % network.training.accumulate:
             yield f"{where}.training.accumulate: does not divide batch_size {network.training.batch_size}"
+        if isinstance(network, DDPMConfig) and network.training.accumulate % max(1, e.gpus):
+            yield (
+                f"{where}.training.accumulate: {network.training.accumulate} micro-batches per step"
+                f" cannot be shared by {e.gpus} GPUs (gpus); make it a multiple of that"
+            )
         reduction = 2 ** (len(network.multipliers) - 1)
         if e.image.size % reduction:
             yield (
@@ -519,6 +801,11 @@ def _head_inconsistencies(e: Experiment, name: str, head: HeadConfig) -> Iterato
         yield f"{where}.backbone: say which of {', '.join(e.backbones)} it reads"
         return
     backbone = e.backbones[e.backbone_of(name)]
+    if isinstance(backbone, TimmConfig) and head.timesteps != [0]:
+        yield (
+            f"{where}.timesteps: {head.timesteps}, but {e.backbone_of(name)} is a timm network, which knows"
+            " no noise; set timesteps: [0]"
+        )
     if isinstance(backbone, DDPMConfig):
         steps = backbone.diffusion.timesteps
         for i, t in enumerate(head.timesteps):
@@ -555,20 +842,29 @@ def _setting_inconsistencies(where: str, head: HeadConfig) -> Iterator[str]:
             for problem in error.errors():
                 yield _sentence(_dotted([where, *problem["loc"]]), problem, allowed)
             return
-        if head.readings and settings.get("combine") == "concat":
-            yield f"{where}.readings: a head that concatenates its timesteps has no single-step readings"
+        does = "blends" if head.type == "blend" else "concatenates"
+        if head.readings and (does == "blends" or settings.get("combine") == "concat"):
+            yield f"{where}.readings: a head that {does} its timesteps has no single-step readings"
         return
     try:
         canonical_json(head.settings)
     except (TypeError, ValueError) as error:
         yield f"{where}: settings must be numbers, texts, lists and mappings ({error})"
     if ":" in head.type:
-        if importlib.util.find_spec(head.type.partition(":")[0].partition(".")[0]) is None:
+        if not _found(head.type):
             yield f"{where}.type: Python finds no module for {head.type}; is its folder in PYTHONPATH?"
-    elif head.type not in _entry_points():
-        kinds = {*HEAD_SETTINGS, *_entry_points(), "package.module:Class"}
+    elif head.type not in _plugins("tedm.heads"):
+        kinds = {*HEAD_SETTINGS, *_plugins("tedm.heads"), "package.module:Class"}
         yield f"{where}.type: no head type {head.type}{_meant(head.type, kinds)}"
 
 
-def _entry_points() -> set[str]:
-    return {point.name for point in importlib.metadata.entry_points(group="tedm.heads")}
+def _found(path: str) -> bool:
+    """Whether Python finds the package of package.module:Class; nothing of it is imported."""
+    try:
+        return importlib.util.find_spec(path.partition(":")[0].partition(".")[0]) is not None
+    except (ValueError, ImportError):
+        return False
+
+
+def _plugins(group: str) -> set[str]:
+    return {point.name for point in importlib.metadata.entry_points(group=group)}

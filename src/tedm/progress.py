@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 SECONDS_BETWEEN_LINES = 10.0
+_muted = False
 
 
 class Stage:
@@ -27,7 +28,7 @@ class Stage:
         self.started = self.shown = time.monotonic()
         self.note = ""
         self.bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _muted:
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -98,7 +99,14 @@ def stage(label: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
 
 def say(line: str) -> None:
     """One line to the person who watches, or to the log."""
-    print(line, file=sys.stderr, flush=True)
+    if not _muted:
+        print(line, file=sys.stderr, flush=True)
+
+
+def mute() -> None:
+    """Say nothing from now on: of several processes that do one thing together, only the first speaks."""
+    global _muted
+    _muted = True
 
 
 def _clock(seconds: float) -> str:
