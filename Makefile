@@ -45,7 +45,7 @@ lock: ## Pin the newest versions that pyproject.toml allows
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe \
 		--extra dev --extra slurm --extra tensorboard --extra s3 --extra dicom --extra parquet \
-		--extra diffusers --extra timm --extra build --constraint .venv-lock/torch.txt --output-file envs/requirements.lock pyproject.toml
+		--extra diffusers --extra timm --extra metrics --extra build --constraint .venv-lock/torch.txt --output-file envs/requirements.lock pyproject.toml
 	sed -i.orig "s/+cpu//" envs/requirements.lock && rm envs/requirements.lock.orig
 	rm -r .venv-lock
 

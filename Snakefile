@@ -38,8 +38,11 @@ rule all:
     default_target: True
     input:
         "<results>/table1.csv",
+        "<results>/table4.csv",
         "<results>/figures/learning_curves.png",
         "<results>/figures/segmentations.png",
+        ["<results>/uncertainty.csv"] if EXPERIMENT.heads else [],
+        "<results>/report.html",
 
 
 include: "rules/data.smk"

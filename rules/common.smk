@@ -259,6 +259,7 @@ def study_figures_spec():
         **report_spec(),
         "figures": study.figures(EXPERIMENT),
         "examples": study.examples(EXPERIMENT),
+        "reliability": study.reliability(EXPERIMENT),
         "pipeline": study.pipeline(EXPERIMENT),
     }
 
@@ -274,6 +275,7 @@ def page_spec():
             *study.figures(EXPERIMENT),
             "segmentations",
             *study.examples(EXPERIMENT),
+            *(["reliability"] if study.reliability(EXPERIMENT) else []),
             *(["uncertainty"] if EXPERIMENT.heads else []),
         ],
         "train_on": TRAIN_ON,
@@ -282,7 +284,8 @@ def page_spec():
 
 
 def study_figure_names():
-    return ["figure1", *study.figures(EXPERIMENT), *study.examples(EXPERIMENT)]
+    drawn = ["reliability"] if study.reliability(EXPERIMENT) else []
+    return ["figure1", *study.figures(EXPERIMENT), *study.examples(EXPERIMENT), *drawn]
 
 
 def score_files(methods=(*EXPERIMENT.baselines, *EXPERIMENT.heads)):

@@ -179,7 +179,7 @@ def test_an_unknown_format_is_an_error_that_lists_the_known(tmp_path):
 
 
 def test_methods_are_told_apart_by_colour_and_marker_or_line():
-    looks = [figures._line(i) for i in range(2 * len(figures.PALETTE))]
+    looks = [figures.look(i) for i in range(2 * len(figures.PALETTE))]
     assert len({(look["color"], look["linestyle"]) for look in looks}) == len(looks)
     assert len({(look["marker"], look["linestyle"]) for look in looks}) == len(looks)
 

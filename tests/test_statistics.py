@@ -245,9 +245,12 @@ def test_seeds_are_averaged_for_each_subject_first():
 
 
 def test_the_order_of_rows_does_not_matter():
-    scores = pd.concat([rows([0.2, 0.4]), rows([0.1, 0.2], "b")])
-    mixed = scores.sample(frac=1, random_state=1)
-    pd.testing.assert_frame_equal(statistics.subject_values(scores), statistics.subject_values(mixed))
+    draw = np.random.default_rng(0)
+    scores = pd.concat([rows(draw.random(9), method, seed=seed) for method in "ab" for seed in range(3)])
+    for state in range(5):
+        mixed = scores.sample(frac=1, random_state=state)
+        a, b = statistics.subject_values(scores), statistics.subject_values(mixed)
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,11 @@ class Place:
         spec = self.spec(name, []) | {"n": n, "seed": seed}
         fitting.fit_head(spec, self.data, str(self.features / "tiny.zarr"), self.digest, out)
 
-    def score(self, name, heads, out, fits=FITS, threads=1):
+    def score(self, name, heads, out, fits=FITS, threads=1, **more):
         spec = {"method": name, "readings": {f"{name} t=10": [10]}, "datasets": ["tiny"], "fits": fits}
         if name == "LEDM":
             spec["readings"] = {}
-        scoring.score_heads(spec, heads, self.data.parent, str(self.features), out, threads)
+        scoring.score_heads(spec | more, heads, self.data.parent, str(self.features), out, threads)
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +269,35 @@ def test_votes_have_an_uncertainty_and_heads_that_do_not_vote_have_none(place, t
         p = np.clip(p, 1e-12, 1 - 1e-12)
         h = lambda q: -(q * np.log2(q) + (1 - q) * np.log2(1 - q))  # noqa: E731
         np.testing.assert_allclose(found, h(p.mean(0)) - h(p).mean(0), atol=0.5 / 255 + 1e-6)
+
+
+def test_further_measures_are_scored_once_they_are_asked_for(place, tmp_path, capfd):
+    heads, out, fits = tmp_path / "heads", tmp_path / "scores", FITS[:1]
+    place.fit("TEDM", heads, fits=fits)
+    place.score("TEDM", heads, out, fits=fits)
+    before = pd.read_csv(out / "n1/seed0/tiny.csv")
+    assert scoring.read_bins(out / "n1/seed0/tiny.npz") == {}
+    metrics = ["brier", "ece", "iou", "volume_similarity"]
+    place.score("TEDM", heads, out, fits=fits, metrics=metrics)
+    rows = pd.read_csv(out / "n1/seed0/tiny.csv")
+    assert set(rows["metric"]) - set(before["metric"]) == set(metrics)
+    assert rows[rows["metric"].isin(before["metric"])].reset_index(drop=True).equals(before)
+    place.score("TEDM", heads, out, fits=fits, metrics=metrics)
+    assert "scored on tiny before" in capfd.readouterr().err
+    p = base.load(heads / "n1/seed0/head.safetensors").predict_proba(
+        fitting.FeatureStore.open(place.features / "tiny.zarr"), [6, 7, 8]
+    )
+    with prepared.PreparedSet(place.data) as data:
+        y = data.masks([6, 7, 8])
+    of_head = rows[rows["method"] == "TEDM"].set_index(["metric", "subject"])["value"]
+    expected = ((p.astype(np.float64) - y) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(of_head["brier"], expected, rtol=1e-6)
+    dice, iou = of_head["dice"].to_numpy(), of_head["iou"].to_numpy()
+    np.testing.assert_allclose(iou, dice / (2 - dice), rtol=1e-12)
+    bins = scoring.read_bins(out / "n1/seed0/tiny.npz")["TEDM"]
+    assert bins.shape == (1, 15, 4)
+    assert bins[..., 0].sum() == y.size
+    assert bins[..., 2].sum() == y.sum()
 
 
 # ── tasks in processes ──

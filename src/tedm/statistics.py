@@ -135,6 +135,8 @@ def subject_values(rows: pd.DataFrame) -> pd.DataFrame:
             paired test can compare.
     """
     run = ["n_train", "method", "seed"]
+    # Unstacking keeps the order in which seeds appear, and so would the sum over them.
+    rows = rows.sort_values("seed", kind="stable")
     indexed = rows.set_index(["subject", "class", *run])["value"]
     wide = indexed.unstack(run)  # noqa: PD010 (pivot_table would drop what is NaN everywhere)
     counts = rows.groupby(run).size()

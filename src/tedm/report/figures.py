@@ -99,18 +99,18 @@ def segmentations(
     bottom = 0.38 + 0.13 * len(lines)
     size = (across, 0.28 + count * (tall + GAP) + bottom)
     longest = max(map(len, ["Truth", *predictions]))
-    with _figure(path, size) as figure:
+    with canvas(path, size) as figure:
         for row in range(count):
             for column, method in enumerate([None, *predictions]):
                 x, y = left + column * (cell + GAP), bottom + (count - 1 - row) * (tall + GAP)
                 ax = figure.add_axes((x / size[0], y / size[1], cell / size[0], tall / size[1]))
-                _show(ax, images[row])
+                show(ax, images[row])
                 if method is not None and len(classes) == 1:
                     _tint(ax, masks[method][row, 0], truth[row, 0])
-                _outline(ax, truth[row], cell, truth=True)
+                outline(ax, truth[row], cell, truth=True)
                 if method is not None:
-                    _outline(ax, masks[method][row], cell, truth=False)
-                    _dice_mark(ax, dice[method][row], cell)
+                    outline(ax, masks[method][row], cell, truth=False)
+                    mark(ax, dice[method][row], cell)
                 if row == 0:
                     ax.set_title(
                         method or "Truth", pad=4, fontweight="bold", fontsize=min(8.5, 100 * cell / longest)
@@ -136,7 +136,8 @@ def _masks(predicted: NDArray[Any]) -> NDArray[np.uint8]:
     return foreground.astype(np.uint8)
 
 
-def _show(ax: Axes, image: NDArray[np.float32]) -> None:
+def show(ax: Axes, image: NDArray[np.float32]) -> None:
+    """Draw an image, (C, H, W) in [0, 1], on axes without ticks."""
     shown = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
     ax.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
     ax.set(xticks=[], yticks=[])
@@ -150,7 +151,8 @@ def _tint(ax: Axes, predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> N
     ax.imshow(colours, interpolation="nearest")
 
 
-def _outline(ax: Axes, masks: NDArray[np.uint8], inches: float, *, truth: bool) -> None:
+def outline(ax: Axes, masks: NDArray[np.uint8], inches: float, *, truth: bool) -> None:
+    """Draw the contours of masks, (K, H, W), on axes so many inches wide."""
     height, width = masks.shape[1:]
     x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
     for k, mask in enumerate(masks):
@@ -168,7 +170,8 @@ def _outline(ax: Axes, masks: NDArray[np.uint8], inches: float, *, truth: bool) 
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _dice_mark(ax: Axes, dice: float, inches: float) -> None:
+def mark(ax: Axes, dice: float, inches: float) -> None:
+    """Write a Dice (a fraction; NaN: a dash) into the corner of axes so many inches wide, in percent."""
     ax.text(
         0.97,
         0.03,
@@ -235,7 +238,7 @@ def learning_curves(path: Path, made: Table) -> None:
     columns = min(len(datasets), 3)
     rows = -(-len(datasets) // columns)
     size = (WIDTH if columns > 1 else WIDTH * 0.62, 2.75 * rows + 0.75)
-    with _figure(path, size) as figure:
+    with canvas(path, size) as figure:
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for ax in grid.flat[len(datasets) :]:
@@ -245,7 +248,7 @@ def learning_curves(path: Path, made: Table) -> None:
             if i % columns == 0:
                 ax.set_ylabel(f"Mean {_named(made.metric)} in %, 95 % interval")
         handles = [
-            Line2D([], [], label=method, **_line(i))
+            Line2D([], [], label=method, **look(i))
             for i, method in enumerate(made.methods)
             if method in set(made.cells["method"])
         ]
@@ -263,7 +266,7 @@ def _curves(ax: Axes, made: Table, dataset: str) -> None:
         with np.errstate(divide="ignore", invalid="ignore"):  # one subject has no interval
             # The standard deviation is the population's: n - 1 makes it the standard error.
             half = stats.t.ppf(0.975, subjects - 1) * curve["std"].to_numpy(float) / np.sqrt(subjects - 1)
-        line = _line(i)
+        line = look(i)
         ax.fill_between(n, mean - half, mean + half, color=line["color"], alpha=0.13, linewidth=0)
         ax.plot(n, mean, **line)
     ax.set_xscale("log")
@@ -294,7 +297,7 @@ def _named(metric: str) -> str:
     return metric[:1].upper() + metric[1:]
 
 
-def _line(i: int) -> dict[str, Any]:
+def look(i: int) -> dict[str, Any]:
     """Look of the i-th method: colours repeat after seven, then dashed."""
     turn, k = divmod(i, len(PALETTE))
     return {
@@ -309,7 +312,7 @@ def _line(i: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+def canvas(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
     """A figure that is written to `path` without dates, versions or the machine's settings."""
     if path.suffix not in FORMATS:
         raise TedmError(f"{path}: a figure is one of {', '.join(FORMATS)}")

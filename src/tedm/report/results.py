@@ -1,16 +1,19 @@
 """The report's jobs: read the scores of an experiment, write its table and figures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from tedm import evaluation
+from tedm import comparisons, disagreement, evaluation
 from tedm.data.prepared import PreparedSet
+from tedm.files import whole, write_text
 from tedm.progress import say
-from tedm.report import tables
-from tedm.scoring import read_masks
+from tedm.report import beside, claims, tables
+from tedm.scoring import read_bins, read_masks
 
 EXAMPLES_PER_DATASET = 2  # rows of the figure of segmentations
 
@@ -28,6 +31,138 @@ def write_table1(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
     say(f"Table 1: {', '.join(str(path) for path in written)}")
 
 
+def write_tables(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
+    """Write the study's further tables, the statistics beside them, its claims and its numbers beside ours.
+
+    Args:
+        spec: as in write_table1; and tables and claims (of `study`), published (`study.published_names`),
+            train_on, and seed of the bootstrap.
+        scores: directory of the score files.
+        out: directory to write: table2.csv …, statistics/, published.csv.
+    """
+    rows = read(spec, scores)
+    labels = dict(spec["datasets"])
+    for name, wanted in spec["tables"].items():
+        chosen = {**spec, "methods": wanted["methods"], "datasets": _labelled(spec, wanted["datasets"])}
+        made = [_made(chosen, rows, metric) for metric in wanted["metrics"]]
+        tables.write(made, out / f"{name}.csv")
+    summaries, differences = [], []
+    further = [
+        m for m in dict.fromkeys(rows["metric"]) if m not in (*evaluation.METRICS, disagreement.METRIC)
+    ]
+    for metric in (*evaluation.METRICS, *further):
+        for dataset in labels:
+            chosen = rows[(rows["metric"] == metric) & (rows["dataset"] == dataset)]
+            if len(chosen):
+                summaries.append(comparisons.summarise(chosen, spec["methods"], spec["seed"]))
+                differences.append(comparisons.differences(chosen, spec["methods"], spec["seed"]))
+    assessed = claims.assess(rows, spec["claims"], labels, spec["train_on"], spec["level"], spec["seed"])
+    known = {**spec, "datasets": _labelled(spec, spec["published"]["datasets"])}
+    cells = pd.concat([_made(known, rows, metric).cells for metric in evaluation.METRICS])
+    for name, frame in {
+        "statistics/summary.csv": pd.concat(summaries),
+        "statistics/differences.csv": pd.concat(differences),
+        "statistics/claims.csv": assessed,
+        "published.csv": beside.compare(cells, spec["published"]),
+    }.items():
+        with whole(out / name) as partial:
+            frame.to_csv(partial, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8")
+    write_text(out / "statistics" / "claims.md", claims.markdown(assessed))
+    say(f"Tables: {', '.join([*spec['tables'], 'statistics', 'published'])} in {out}")
+
+
+def draw_figures(spec: Mapping[str, Any], scores: Path, summary: Path, data: Path, out: Path) -> None:
+    """Draw the study's figures: the pipeline (1), single timesteps (2, 5), segmentations by size (3, 4).
+
+    Args:
+        spec: as in write_table1; and figures, examples, reliability and pipeline (of `study`).
+        scores: directory of score files and masks.
+        summary: statistics/summary.csv of `write_tables`.
+        data: directory of prepared data sets.
+        out: directory to write, figure1.png, figure1.pdf and so on.
+    """
+    from tedm.report import pipeline, reliability, step_curves
+
+    rows = read(spec, scores)
+    intervals = pd.read_csv(summary, keep_default_na=False, na_values=["nan"])
+    formats = (".png", ".pdf")
+    for suffix in formats:
+        pipeline.draw(out / f"figure1{suffix}", spec["pipeline"])
+    for name, wanted in spec["figures"].items():
+        methods = [*(method for _, method in wanted["steps"]), *wanted["beside"]]
+        chosen = {**spec, "methods": methods, "datasets": _labelled(spec, wanted["datasets"])}
+        made = [_made(chosen, rows, metric) for metric in wanted["metrics"]]
+        for suffix in formats:
+            step_curves.draw(out / f"{name}{suffix}", made, intervals, wanted["steps"], wanted["beside"])
+    for name, dataset in spec["examples"].items():
+        figures_of_one = _example(spec, rows, dataset, scores, data)
+        for suffix in formats:
+            figures_of_one(out / f"{name}{suffix}")
+    if spec["reliability"] is not None:
+        n, seed = spec["reliability"]["n"], spec["seeds"][0]
+        panels = {
+            label: {
+                source: read_bins(scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz")[source]
+                for source in spec["sources"]
+            }
+            for dataset, label in spec["datasets"]
+        }
+        for suffix in formats:
+            reliability.draw(out / f"reliability{suffix}", panels, n, bool(spec["synthetic"]))
+    say(f"Figures: {', '.join(['figure1', *spec['figures'], *spec['examples']])} in {out}")
+
+
+def _example(
+    spec: Mapping[str, Any], rows: pd.DataFrame, dataset: str, scores: Path, data: Path
+) -> Callable[[Path], None]:
+    """How to draw one subject of a data set: the one in the middle of the ranking by mean Dice."""
+    from tedm.report import examples
+
+    seed = spec["seeds"][0]
+    dice = rows[
+        (rows["metric"] == "dice")
+        & (rows["dataset"] == dataset)
+        & (rows["seed"] == seed)
+        & rows["method"].isin(spec["sources"])
+    ]
+    ranked = dice.groupby("subject")["value"].mean().sort_values(kind="stable").index
+    subject = str(ranked[len(ranked) // 2])
+    of_subject = dice[dice["subject"] == subject].groupby(["method", "n_train"])["value"].mean()
+    with PreparedSet(data / f"{dataset}.h5") as prepared:
+        row = slice_shown(prepared, subject)
+        image, truth = prepared.images([row])[0], prepared.masks([row])[0]
+        name, classes, label = prepared.ids[row], list(prepared.classes), prepared.label
+    predicted = {}
+    for source in spec["sources"]:
+        for n in spec["train_sizes"]:
+            ids, masks = read_masks(scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz")
+            predicted[source, n] = masks[source][ids.index(name)]
+    synthetic = "Synthetic image, drawn by a program: no patient. " * (dataset in spec["synthetic"])
+    note = (
+        f"{synthetic}Of {len(ranked)} test subjects the one in the middle of the ranking by mean Dice over"
+        f" methods and sizes. Numbers are its Dice in %. Seed {seed}."
+    )
+    values = {key: float(of_subject.get(key, np.nan)) for key in predicted}
+    return partial(
+        examples.draw,
+        image=image,
+        truth=truth,
+        predicted=predicted,
+        dice=values,
+        classes=classes,
+        title=f"{label} · {_short(name)}",
+        note=note,
+    )
+
+
+def slice_shown(prepared: PreparedSet, subject: str) -> int:
+    """The row that shows a test subject: of a volume, the slice with most foreground."""
+    rows = [row for row in prepared.rows("test") if prepared.subjects[row] == subject]
+    if len(rows) == 1:
+        return rows[0]
+    return rows[int(np.argmax(prepared.masks(rows).sum(axis=(1, 2, 3), dtype=np.int64)))]
+
+
 def draw_learning_curves(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
     """Draw mean Dice over the training size; arguments as in write_table1.
 
@@ -35,8 +170,10 @@ def draw_learning_curves(spec: Mapping[str, Any], scores: Path, out: Path) -> No
     """
     from tedm.report import figures
 
-    figures.learning_curves(out, _table({**spec, "methods": spec["sources"]}, scores))
-    say(f"Learning curves: {out}")
+    made = _table({**spec, "methods": spec["sources"]}, scores)
+    for suffix in (out.suffix, ".pdf"):
+        figures.learning_curves(out.with_suffix(suffix), made)
+    say(f"Learning curves: {out} (.pdf)")
 
 
 def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: Path) -> None:
@@ -60,8 +197,7 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
         run = {m: scores / m / f"n{spec['n']}" / f"seed{spec['seed']}" / dataset for m in spec["methods"]}
         chosen = _examples(evaluation.read_scores(path.with_suffix(".csv") for path in run.values()), spec)
         with PreparedSet(data / f"{dataset}.h5") as prepared:
-            rows = [row for row in prepared.rows("test") if prepared.subjects[row] in chosen]
-            rows = rows[:EXAMPLES_PER_DATASET]
+            rows = sorted({slice_shown(prepared, subject) for subject in chosen})[:EXAMPLES_PER_DATASET]
             images.append(prepared.images(rows))
             truth.append(prepared.masks(rows))
             labels += [f"{label}\n{_short(prepared.ids[row])}" for row in rows]
@@ -69,17 +205,18 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
             for method, path in run.items():
                 ids, masks = read_masks(path.with_suffix(".npz"))
                 predictions[method].append(masks[method][[ids.index(prepared.ids[row]) for row in rows]])
-    figures.segmentations(
-        out,
-        np.concatenate(images),
-        np.concatenate(truth),
-        {method: np.concatenate(parts) for method, parts in predictions.items()},
-        labels=labels,
-        classes=classes,
-        synthetic=bool(spec["synthetic"]),
-        note=f"Heads and baselines learned from n = {spec['n']} labelled images.",
-    )
-    say(f"Segmentations: {out}")
+    for suffix in (out.suffix, ".pdf"):
+        figures.segmentations(
+            out.with_suffix(suffix),
+            np.concatenate(images),
+            np.concatenate(truth),
+            {method: np.concatenate(parts) for method, parts in predictions.items()},
+            labels=labels,
+            classes=classes,
+            synthetic=bool(spec["synthetic"]),
+            note=f"Heads and baselines learned from n = {spec['n']} labelled images.",
+        )
+    say(f"Segmentations: {out} (.pdf)")
 
 
 def _examples(scores: Any, spec: Mapping[str, Any]) -> list[str]:
@@ -88,16 +225,29 @@ def _examples(scores: Any, spec: Mapping[str, Any]) -> list[str]:
     return [str(ranked[len(ranked) // 2]), str(ranked[len(ranked) // 5])]
 
 
+def read(spec: Mapping[str, Any], scores: Path) -> pd.DataFrame:
+    """Every score of an experiment; arguments as in write_table1."""
+    return evaluation.read_scores(_score_files(spec, scores))
+
+
 def _table(spec: Mapping[str, Any], scores: Path) -> tables.Table:
+    return _made(spec, read(spec, scores), "dice")
+
+
+def _made(spec: Mapping[str, Any], rows: pd.DataFrame, metric: str) -> tables.Table:
     return tables.table(
-        evaluation.read_scores(_score_files(spec, scores)),
-        "dice",
+        rows,
+        metric,
         spec["methods"],
         dict(spec["datasets"]),
         spec["level"],
         spec["title"] + ".",
         synthetic=spec["synthetic"],
     )
+
+
+def _labelled(spec: Mapping[str, Any], names: Collection[str]) -> list[tuple[str, str]]:
+    return [(name, label) for name, label in spec["datasets"] if name in names]
 
 
 def _score_files(spec: Mapping[str, Any], scores: Path) -> Iterator[Path]:

@@ -141,30 +141,46 @@ def _joined(parts: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame
     return pd.concat(filled, ignore_index=True)[list(columns)]
 
 
-def write(made: Table, path: Path) -> list[Path]:
+def write(made: Table | Sequence[Table], path: Path) -> list[Path]:
     """Write a table in all its forms, the same bytes for the same table.
 
-    These are `table1.csv`, `table1.md`, `table1.tex`, `table1_long.csv` and `table1_p_values.csv`.
+    These are `table1.csv`, `table1.md`, `table1.tex`, `table1_long.csv` and `table1_p_values.csv`. Several
+    tables of different metrics make one file of each form; the CSV then has a column more, the metric.
 
     Args:
-        made: the table.
+        made: the table, or one for each metric.
         path: of the CSV for people; the others lie beside it.
 
     Returns:
         The files, in the order above.
     """
+    parts = [made] if isinstance(made, Table) else list(made)
+    people = [wide(part) for part in parts]
+    if len(parts) > 1:
+        for part, frame in zip(parts, people, strict=True):
+            frame.insert(0, "metric", part.metric)
     beside = {
-        path: wide(made),
-        path.with_name(f"{path.stem}_long.csv"): made.cells,
-        path.with_name(f"{path.stem}_p_values.csv"): made.tests,
+        path: pd.concat(people),
+        path.with_name(f"{path.stem}_long.csv"): _stacked([part.cells for part in parts]),
+        path.with_name(f"{path.stem}_p_values.csv"): _stacked([part.tests for part in parts]),
     }
     for file, frame in beside.items():
         with whole(file) as partial:
             frame.to_csv(partial, index=False, na_rep="nan", lineterminator="\n", encoding="utf-8")
-    write_text(path.with_suffix(".md"), markdown(made))
-    write_text(path.with_suffix(".tex"), latex(made, label=f"tab:{path.stem}"))
+    labels = [f"tab:{path.stem}" + f"-{part.metric}" * (len(parts) > 1) for part in parts]
+    write_text(path.with_suffix(".md"), "\n".join(markdown(part) for part in parts))
+    write_text(
+        path.with_suffix(".tex"),
+        "\n".join(latex(part, label) for part, label in zip(parts, labels, strict=True)),
+    )
     csv, long, p_values = beside
     return [csv, path.with_suffix(".md"), path.with_suffix(".tex"), long, p_values]
+
+
+def _stacked(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Below each other; what is empty would change the types of the columns."""
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled) if filled else frames[0]
 
 
 def wide(made: Table) -> pd.DataFrame:
@@ -220,7 +236,7 @@ def markdown(made: Table) -> str:
         head = ["Method", *(f"n = {n}" for n in made.sizes)]
         rows = [
             [
-                _markdown_escaped(method),
+                markdown_escaped(method),
                 *(
                     f"**{text}**" if bold else text
                     for n in made.sizes
@@ -231,7 +247,7 @@ def markdown(made: Table) -> str:
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        text += f"#### {_markdown_escaped(label)} · {_facts(made, dataset)}\n\n"
+        text += f"#### {markdown_escaped(label)} · {_facts(made, dataset)}\n\n"
         for row in (head, rule, *rows):
             padded = [
                 row[0].ljust(widths[0]),
@@ -239,7 +255,7 @@ def markdown(made: Table) -> str:
             ]
             text += f"| {' | '.join(padded)} |\n"
         text += "\n"
-    return text + _markdown_escaped(" ".join(caption(made))) + "\n"
+    return text + markdown_escaped(" ".join(caption(made))) + "\n"
 
 
 def _facts(made: Table, dataset: str) -> str:
@@ -249,7 +265,8 @@ def _facts(made: Table, dataset: str) -> str:
     return f"{count} test subject{'s' * (count != 1)} · {made.data(dataset)} data"
 
 
-def _markdown_escaped(text: str) -> str:
+def markdown_escaped(text: str) -> str:
+    """Text as it is, in GitHub's dialect of Markdown."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
 
 
@@ -259,7 +276,7 @@ def latex(made: Table, label: str = "tab:scores") -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table}[tb]",
         r"  \centering",
-        rf"  \caption{{{_latex_escaped(' '.join(caption(made)))}}}",
+        rf"  \caption{{{latex_escaped(' '.join(caption(made)))}}}",
         rf"  \label{{{label}}}",
         r"  \footnotesize",
         r"  \setlength{\tabcolsep}{3.5pt}",
@@ -268,16 +285,16 @@ def latex(made: Table, label: str = "tab:scores") -> str:
         "    " + " & ".join(["Method", *(f"$n = {n}$" for n in made.sizes)]) + r" \\",
     ]
     for dataset, name in made.datasets.items():
-        heading = _latex_escaped(f"{name} · {_facts(made, dataset)}")
+        heading = latex_escaped(f"{name} · {_facts(made, dataset)}")
         lines += [
             r"    \midrule",
             rf"    \multicolumn{{{1 + len(made.sizes)}}}{{l}}{{\textit{{{heading}}}}} \\",
         ]
         for method in made.methods:
-            cells = [_latex_escaped(method)]
+            cells = [latex_escaped(method)]
             for n in made.sizes:
                 text, bold = made.cell(dataset, method, n)
-                escaped = _latex_escaped(text)
+                escaped = latex_escaped(text)
                 cells.append(rf"\textbf{{{escaped}}}" if bold else escaped)
             lines.append("    " + " & ".join(cells) + r" \\")
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
@@ -304,5 +321,6 @@ _LATEX = {
 }
 
 
-def _latex_escaped(text: str) -> str:
+def latex_escaped(text: str) -> str:
+    """Text as it is, in LaTeX."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
