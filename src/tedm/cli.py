@@ -322,7 +322,8 @@ def cost(
     results: Annotated[Path, typer.Option(help="Directory of the experiment's results.")],
     out: Annotated[Path, typer.Option(help="Table to write (.csv).")],
     quantity: Annotated[
-        Quantity, typer.Option(help="gmac: counted, the same everywhere; seconds: measured, of this machine.")
+        Quantity,
+        typer.Option(help="gmac: counted, the same everywhere; seconds: measured, of this machine."),
     ] = Quantity.gmac,
     threads: Threads = 1,
 ) -> None:

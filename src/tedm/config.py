@@ -521,7 +521,7 @@ class EvaluationConfig(Section):
     seeds: list[NonNegativeInt] = Field([0], min_length=1)  # of heads and baselines
     level: float = Field(0.05, gt=0, lt=1)  # of the Wilcoxon test behind bold
     metrics: list[Literal["iou", "volume_similarity", "hd95", "assd", "brier", "ece"]] = []
-    # beyond Dice, precision and recall, see measures.py; hd95 and assd (surface distances) need tedm[metrics]
+    # beyond Dice, precision and recall, see measures.py; hd95 and assd need tedm[metrics]
 
 
 class Experiment(Section):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tedm.config import BlendSettings, OptimizerConfig
 from tedm.heads.base import FeatureSource, Head, blocks, checked, labels_of
+from tedm.heads.native import ImageFeatures
 from tedm.heads.resize import Mode, Resize
 from tedm.progress import say
 from tedm.training import Epochs, build, torch_generator, train
@@ -72,8 +73,8 @@ class BlendHead(Head):
         options = self.options
         network = build(self._network, self.seed, "blend").to(self.device)
         budget = int(self.memory * SHARE_FOR_FEATURES)
-        training = _Images(features, rows, self.timesteps, self.layers, self.device, budget)
-        validation = _Images(
+        training = ImageFeatures(features, rows, self.timesteps, self.layers, self.device, budget)
+        validation = ImageFeatures(
             features, val_rows, self.timesteps, self.layers, self.device, budget - training.bytes
         )
         network.standardise(*_statistics(features, rows, self.timesteps, self.layers))
@@ -87,12 +88,14 @@ class BlendHead(Head):
             jitter = options.jitter * torch.randn((len(images), *network.tilt.shape), generator=draws)
             kept = torch.rand((len(images), network.channels), generator=draws) >= options.dropout
             noise = jitter.to(self.device), kept.to(self.device) / (1 - options.dropout)
-            return _loss(network(training.read(images), *noise), labels[images]).mean()
+            return _loss(network(_at_all_timesteps(training, images), *noise), labels[images]).mean()
 
         def validate() -> float:
             total = 0.0
             for images in _cuts(len(validation)):
-                total += float(_loss(network(validation.read(images)), val_labels[images]).sum())
+                total += float(
+                    _loss(network(_at_all_timesteps(validation, images)), val_labels[images]).sum()
+                )
             return total / val_labels.numel()
 
         log = train(
@@ -121,11 +124,11 @@ class BlendHead(Head):
         """See Head."""
         assert self.network is not None
         self.check_readable(features)
-        images = _Images(features, rows, self.timesteps, self.layers, self.device, 0)
+        images = ImageFeatures(features, rows, self.timesteps, self.layers, self.device, 0)
         out = np.zeros((1, len(rows), self.class_count, *self.image_size), np.float32)
         with torch.no_grad():
             for part in _cuts(len(rows)):
-                u = self.network(images.read(part))
+                u = self.network(_at_all_timesteps(images, part))
                 p = u.sigmoid() if self.class_count == 1 else u.softmax(1)[:, 1:]
                 out[0, part] = p.cpu().numpy()
         return out
@@ -223,47 +226,14 @@ class Blend(nn.Module):
         return out
 
 
-class _Images:
-    """Native features of some images at all timesteps: in memory if they fit, else read when asked for.
-
-    Attributes:
-        bytes: kept in memory.
-    """
-
-    def __init__(
-        self,
-        features: FeatureSource,
-        rows: Sequence[int],
-        timesteps: Sequence[int],
-        layers: Sequence[str],
-        device: str,
-        memory: int,
-    ) -> None:
-        self.features, self.rows, self.timesteps, self.layers = features, list(rows), timesteps, layers
-        self.device, self.bytes = device, 0
-        self.kept: Native | None = None
-        if rows and memory > 0:
-            one = self._read(self.rows[:1])
-            needed = sum(z.numel() * z.element_size() for z in one.values()) * len(self.rows)
-            if needed <= memory:
-                self.kept, self.bytes = self._read(self.rows), needed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, images: np.ndarray) -> Native:
-        """Features (n, S, C, h, w) of images by their position; one may be asked for several times."""
-        if self.kept is not None:
-            return {layer: z[images] for layer, z in self.kept.items()}
-        once, places = np.unique(images, return_inverse=True)
-        return {layer: z[places] for layer, z in self._read([self.rows[i] for i in once]).items()}
-
-    def _read(self, rows: list[int]) -> Native:
-        steps = [self.features.read(rows, timestep, self.layers) for timestep in self.timesteps]
-        return {
-            layer: torch.from_numpy(np.stack([step[layer] for step in steps], 1)).to(self.device)
-            for layer in self.layers
-        }
+def _at_all_timesteps(images: ImageFeatures, wanted: np.ndarray) -> Native:
+    """Features (n, S, C, h, w) of images by their position; one may be asked for several times."""
+    once, places = np.unique(wanted, return_inverse=True)
+    native = images.read(once.tolist())
+    return {
+        layer: torch.stack([native[slot, layer] for slot in range(len(images.timesteps))], 1)[places]
+        for layer in images.layers
+    }
 
 
 def _statistics(

@@ -1,7 +1,6 @@
 """MLP heads: LEDM (all timesteps concatenated) and TEDM (one network shared by the timesteps)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tedm.config import MLPSettings, OptimizerConfig
-from tedm.heads.base import FeatureSource, Head, blocks, checked, kept_arrays, labels_of, save_arrays
-from tedm.heads.perceptron import Chunk, Part, Perceptron
+from tedm.heads.base import FeatureSource, Head, checked, kept_arrays, labels_of, save_arrays
+from tedm.heads.native import ImageFeatures, Native
+from tedm.heads.perceptron import Chunk, Perceptron
 from tedm.progress import say
 from tedm.seeds import generator
 from tedm.training import train
@@ -19,8 +19,6 @@ from tedm.training import train
 # Of a chunk: the processor's cache holds them; a GPU needs much to be busy.
 ACTIVATION_BYTES_AT_ONCE = {"cpu": 8 * 2**20, "cuda": 2**30}
 SHARE_FOR_ACTIVATIONS = 0.5  # of a head's memory
-
-Native = dict[Part, Tensor]
 
 
 class MLPHead(Head):
@@ -64,8 +62,8 @@ class MLPHead(Head):
     ) -> None:
         """Train the members one after the other; each goes on from its last state after a kill."""
         budget = int(self.memory * (1 - SHARE_FOR_ACTIVATIONS))
-        training = _Images(features, rows, self.timesteps, self.layers, self.device, budget)
-        validation = _Images(
+        training = ImageFeatures(features, rows, self.timesteps, self.layers, self.device, budget)
+        validation = ImageFeatures(
             features, val_rows, self.timesteps, self.layers, self.device, budget - training.bytes
         )
         labels = torch.from_numpy(labels_of(masks)).to(self.device).flatten(1)
@@ -80,9 +78,9 @@ class MLPHead(Head):
     def _member(
         self,
         member: int,
-        training: "_Images",
+        training: "ImageFeatures",
         labels: Tensor,
-        validation: "_Images",
+        validation: "ImageFeatures",
         val_labels: Tensor,
         workdir: Path,
     ) -> Perceptron:
@@ -143,7 +141,7 @@ class MLPHead(Head):
         self.check_readable(features)
         steps = len(self.timesteps) if self.voting else 1
         out = np.zeros((steps, len(rows), self.class_count, *self.image_size), np.float32)
-        images = _Images(features, rows, self.timesteps, self.layers, self.device, 0)
+        images = ImageFeatures(features, rows, self.timesteps, self.layers, self.device, 0)
         for start in range(len(rows)):
             native = images.read([start], then=[start + 1] if start + 1 < len(rows) else None)
             for s, chunk in enumerate(self._chunks(native, torch.zeros(1, 0))):
@@ -240,74 +238,6 @@ class _Order:
         epoch, place = divmod(step, self.per_epoch)
         order: list[int] = generator(*self.names, "order", epoch).permutation(self.count).tolist()
         return order[place * self.batch_size : (place + 1) * self.batch_size]
-
-
-class _Images:
-    """Native features of some images at all timesteps: in memory if they fit, else read ahead by one batch.
-
-    Attributes:
-        bytes: kept in memory.
-    """
-
-    def __init__(
-        self,
-        features: FeatureSource,
-        rows: Sequence[int],
-        timesteps: Sequence[int],
-        layers: Sequence[str],
-        device: str,
-        memory: int,
-    ) -> None:
-        self.features, self.rows, self.timesteps, self.layers = features, list(rows), timesteps, layers
-        self.device, self.bytes = device, 0
-        self.kept: Native | None = None
-        self.ahead: tuple[list[int], Future[Native]] | None = None
-        self.reader = ThreadPoolExecutor(1)
-        if not rows:
-            return
-        first = features.read(self.rows[:1], timesteps[0], layers)
-        needed = sum(a.nbytes for a in first.values()) * len(timesteps) * len(rows)
-        if needed <= memory:
-            self.kept = self._load()
-            self.bytes = needed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, images: list[int], then: list[int] | None = None) -> Native:
-        """Features (b, C, h, w) by timestep slot and layer; `then` will be asked for next."""
-        if self.kept is not None:
-            return {part: z[images] for part, z in self.kept.items()}
-        if self.ahead is not None and self.ahead[0] == images:
-            native = self.ahead[1].result()
-        else:
-            native = self._read(images)
-        self.ahead = (then, self.reader.submit(self._read, then)) if then is not None else None
-        return {part: z.to(self.device) for part, z in native.items()}
-
-    def _read(self, images: list[int]) -> Native:
-        return {
-            (slot, layer): torch.from_numpy(np.ascontiguousarray(a))
-            for slot, timestep in enumerate(self.timesteps)
-            for layer, a in self.features.read(
-                [self.rows[i] for i in images], timestep, self.layers
-            ).items()
-        }
-
-    def _load(self) -> Native:
-        kept: Native = {}
-        for slot, timestep in enumerate(self.timesteps):
-            start = 0
-            for rows, block in blocks(self.features, self.rows, timestep, self.layers):
-                for layer, a in block.items():
-                    z = torch.from_numpy(np.ascontiguousarray(a))
-                    if (slot, layer) not in kept:
-                        kept[slot, layer] = torch.empty(
-                            len(self), *z.shape[1:], dtype=z.dtype, device=self.device
-                        )
-                    kept[slot, layer][start : start + len(rows)] = z
-                start += len(rows)
-        return kept
 
 
 def _one_hot(p: Tensor) -> Tensor:
