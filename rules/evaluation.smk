@@ -40,6 +40,7 @@ rule score_head:
     resources:
         mem_mb=lambda w, threads, attempt: (500 + 1500 * threads) * attempt,
         runtime=60,
+        fits=FITS,  # no parameter: one size or seed less runs nothing
     params:
         spec=lambda w: canonical_json(score_spec(w.head)),
         heads=lambda w, input: directory_of(input.heads[0], 3),
@@ -47,7 +48,7 @@ rule score_head:
         features=lambda w, input: directory_of(input.manifests[0]),
         out=lambda w, output: directory_of(output.scores[0], 3),
     shell:
-        "tedm score --spec {params.spec:q} --fits {FITS:q} --heads {params.heads} --data {params.data}"
+        "tedm score --spec {params.spec:q} --fits {resources.fits:q} --heads {params.heads} --data {params.data}"
         " --features {params.features} --out {params.out} --threads {threads} 2>&1 | tee {log}"
 
 

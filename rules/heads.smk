@@ -27,13 +27,14 @@ rule fit_head:
     resources:
         mem_mb=lambda w, threads, attempt: (1500 + 1000 * threads) * attempt,
         runtime=4 * 60,
+        fits=FITS,  # no parameter: one size or seed less runs nothing
     params:
         store=lambda w, input: f"{directory_of(input.manifests[0])}/{TRAIN_ON}.zarr",
         spec=lambda w: canonical_json(fit_spec(w.head)),
         out=lambda w, output: directory_of(output[0], 3),
     shell:
         "tedm fit --spec {params.spec:q} --data {input.data} --store {params.store}"
-        " --digest {input.digest} --fits {FITS:q} --out {params.out} --threads {threads} 2>&1 | tee {log}"
+        " --digest {input.digest} --fits {resources.fits:q} --out {params.out} --threads {threads} 2>&1 | tee {log}"
 
 
 rule fit_supervised:

@@ -75,7 +75,7 @@ rule study_tables:
     params:
         spec=canonical_json(study_tables_spec()),
         scores=lambda w, input: directory_of(input.scores[0], 4),
-        results=RESULTS,
+        results=lambda w, output: directory_of(output.published),
     shell:
         "tedm study-tables --spec {params.spec:q} --scores {params.scores} --out {params.results}"
         " 2>&1 | tee {log}"
@@ -144,7 +144,7 @@ rule report:
         runtime=10,
     params:
         spec=canonical_json(page_spec()),
-        results=RESULTS,
+        results=lambda w, output: directory_of(output[0]),
     shell:
         "tedm report --spec {params.spec:q} --results {params.results} --out {output} 2>&1 | tee {log}"
 
@@ -167,7 +167,7 @@ rule count_cost:
         runtime=20,
     params:
         spec=canonical_json(cost_spec()),
-        results=RESULTS,
+        results=lambda w, output: directory_of(output[0], 2),
     shell:
         "tedm cost --spec {params.spec:q} --results {params.results} --quantity gmac --out {output}"
         " --threads {threads} 2>&1 | tee {log}"
@@ -192,7 +192,7 @@ rule measure_cost:
         runtime=20,
     params:
         spec=canonical_json(cost_spec()),
-        results=RESULTS,
+        results=lambda w, output: directory_of(output[0], 2),
     shell:
         "tedm cost --spec {params.spec:q} --results {params.results} --quantity seconds --out {output}"
         " --threads {threads} 2>&1 | tee {log}"
