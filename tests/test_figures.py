@@ -1,5 +1,7 @@
 """Figures: the same bytes every time, the right curves, and nothing that crashes on odd input."""
 
+import contextlib
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tedm.errors import TedmError
-from tedm.report import figures, tables
+from tedm.report import figures, step_curves, tables
 
 
 def discs(count=2, classes=1, size=24):
@@ -206,3 +208,26 @@ def linear(colour):
 
 def encoded(rgb):
     return np.clip(rgb, 0, 1) ** (1 / 2.2)
+
+
+def test_headings_of_single_step_curves_stay_within_their_panels(tmp_path, monkeypatch):
+    canvas, wide = figures.canvas, []
+
+    @contextlib.contextmanager
+    def measured(path, size):
+        with canvas(path, size) as figure:
+            yield figure
+            figure.draw_without_rendering()
+            for ax in figure.axes:
+                panel = ax.get_tightbbox()
+                texts = [ax.title, ax._left_title, *ax.texts]
+                room = figure.bbox.width / 3
+                wide.extend(t.get_text() for t in texts if t.get_window_extent().width > room)
+                assert panel.x1 <= figure.bbox.x1 + 1
+
+    monkeypatch.setattr(figures, "canvas", measured)
+    made = made_table(datasets=("jsrt", "nih", "later"))
+    made = dataclasses.replace(made, datasets=dict.fromkeys(made.datasets, "Montgomery (phantom)"))
+    summary = pd.DataFrame(columns=["dataset", "metric", "method", "n_train", "mean", "low", "high"])
+    step_curves.draw(tmp_path / "a.png", [made], summary, [(1, "LEDM"), (800, "TEDM")], [])
+    assert not wide

@@ -269,6 +269,11 @@ def _curves(ax: Axes, made: Table, dataset: str) -> None:
         line = look(i)
         ax.fill_between(n, mean - half, mean + half, color=line["color"], alpha=0.13, linewidth=0)
         ax.plot(n, mean, **line)
+    dress(ax, made, dataset)
+
+
+def dress(ax: Axes, made: Table, dataset: str, prefix: str = "") -> None:
+    """Axes and headings of a panel of curves over the training size; `prefix` starts its second line."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator([float(n) for n in made.sizes]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
@@ -283,7 +288,7 @@ def _curves(ax: Axes, made: Table, dataset: str) -> None:
     count, data = made.subjects(dataset), made.data(dataset)
     ax.set_title(made.datasets[dataset], loc="left", fontsize=9, fontweight="bold", pad=16)
     ax.annotate(
-        f"{count} test subject{'s' * (count != 1)} · {data} data",
+        f"{prefix}{count} test subject{'s' * (count != 1)} · {data} data",
         (0, 1),
         xycoords="axes fraction",
         xytext=(0, 5),

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tedm.errors import TedmError
 from tedm.report import figures
@@ -104,16 +103,4 @@ def _panel(
     for i, (_, method) in enumerate(steps):
         line = cells[cells["method"] == method].sort_values("n_train")
         ax.plot(line["n_train"].to_numpy(float), line["mean"].to_numpy(float), **_look(i, colours))
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([float(n) for n in made.sizes]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(made.sizes[0] / 1.25, made.sizes[-1] * 1.25)
-    ax.set_xlabel("Training size")
-    ax.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    ax.tick_params(length=2.5)
-    ax.grid(axis="y", color="#d0d7de", linewidth=0.5)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    title = f"{made.datasets[dataset]}, {made.metric.capitalize()} · {made.data(dataset)} data"
-    ax.set_title(title, loc="left", fontsize=8.5, fontweight="bold")
+    figures.dress(ax, made, dataset, f"{made.metric.capitalize()} · ")
