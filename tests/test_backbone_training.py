@@ -10,9 +10,9 @@ from PIL import Image
 from tedm import config
 from tedm.config import DDPMConfig, OptimizerConfig
 from tedm.data import prepared
-from tedm.diffusion.images import TrainingImages
 from tedm.diffusion.train import Training, train_backbone
 from tedm.errors import TedmError
+from tedm.unlabelled import TrainingImages
 
 SETTINGS = DDPMConfig(
     type="ddpm", data="tiny", width=8, multipliers=[1, 2], samples=4, sampling_steps=2, samples_every=2,

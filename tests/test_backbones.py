@@ -678,9 +678,9 @@ def test_training_twice_gives_the_same_digest(trained, data, tmp_path):
 
 
 def test_batches_read_from_the_file_train_the_same_weights(trained, data, tmp_path, monkeypatch):
-    import tedm.diffusion.images
+    import tedm.unlabelled
 
-    monkeypatch.setattr(tedm.diffusion.images.TrainingImages.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(tedm.unlabelled.TrainingImages.__init__, "__defaults__", (0,))
     train_backbone(data, TINY, 0, tmp_path / "again")
     assert (tmp_path / "again/digest.json").read_text() == (trained / "digest.json").read_text()
 
@@ -760,12 +760,12 @@ def test_data_that_cannot_train_a_backbone_are_refused(tmp_path, splits, subject
 
 
 def test_slices_of_a_subject_are_not_split_between_training_and_validation(tmp_path):
-    from tedm.diffusion.train import split_rows
+    from tedm.unlabelled import split_rows
 
     subjects = [f"s{i // 4}" for i in range(40)]
     with prepared.PreparedSet(write_data(tmp_path / "d.h5", ["train"] * 40, subjects)) as opened:
         for seed in range(5):
-            rows, kept = split_rows(opened, TINY, seed)
+            rows, kept = split_rows(opened, TINY.validation, TINY.validation_max, seed)
             assert sorted(rows + kept) == list(range(40))
             assert len(kept) == 4
             assert not {subjects[r] for r in rows} & {subjects[r] for r in kept}

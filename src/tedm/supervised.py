@@ -1,5 +1,6 @@
-"""The supervised baseline: the same UNet without timestep, trained on the labelled images alone."""
+"""Baselines that learn from labelled images: the UNet without timestep, pretrained or not."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tedm import checkpoint, files
+from tedm import checkpoint, files, pretrained
 from tedm.augmentation import augment
 from tedm.config import SupervisedConfig
 from tedm.data.prepared import PreparedSet
 from tedm.errors import TedmError
 from tedm.progress import say
 from tedm.seeds import generator
-from tedm.training import Epochs, build, check_batches, train
+from tedm.training import Epochs, TrainingLog, build, check_batches, train, write_log
 from tedm.unet import UNet
 
 INPUT_RANGE = (0.0, 1.0)  # the authors' baseline sees the images as they are
@@ -40,13 +41,16 @@ def fit(
     settings: SupervisedConfig,
     out: Path,
     *,
+    pretrained: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
     """Train on the first n images of the split `train`; keep the weights with the lowest loss on `val`.
 
-    One class: binary cross-entropy. Several, which exclude each other: cross-entropy over them and the
-    background. Without images in `val` the last weights are kept. `out` gets model.safetensors,
-    config.json, losses.csv and at last digest.json; state/ is there while it trains.
+    Every one of `settings.learning_rates` is tried from the same start with the same batches; the rate and
+    the step with the lowest validation loss are kept. One class: binary cross-entropy. Several, which
+    exclude each other: cross-entropy over them and the background. Without images in `val` the last weights
+    are kept. `out` gets model.safetensors, config.json (its training.tried says what each rate reached),
+    losses.csv (of the rate that was kept) and at last digest.json; state/ is there while it trains.
 
     Args:
         data: prepared set with masks.
@@ -54,77 +58,155 @@ def fit(
         seed: of initial weights, batches and augmentation.
         settings: of network and optimizer.
         out: directory of the baseline.
+        pretrained: directory of a contrastive pretraining to start from; absent: random weights.
         device: that trains.
 
     Raises:
-        TedmError: fewer than n labelled images, no masks, an image size that the levels don't divide, a
-            loss that is not finite.
+        TedmError: fewer than n labelled images, no masks, an image size that the levels don't divide,
+            several learning rates without images in `val`, a pretraining of another shape, a loss that is
+            not finite.
     """
     device = torch.device(device)
-    label = f"supervised baseline, n={n}"
+    label = f"{'fine-tuned' if pretrained else 'supervised'} baseline, n={n}"
     with files.only_one(out / checkpoint.WEIGHTS, label):
         (out / checkpoint.DIGEST).unlink(missing_ok=True)
         with PreparedSet(data) as prepared:
             _check(prepared, settings)
-            images, labels = _read(prepared, prepared.training_rows(n), device)
-            val_images, val_labels = _read(prepared, prepared.rows("val"), device)
-            digest, shape, classes = prepared.digest, prepared.image_shape, len(prepared.classes)
-            about = {
-                "label": prepared.label,
-                "digest": digest,
-                "synthetic": prepared.synthetic,
-                "images": n,
-            }
-        outputs = 1 if classes == 1 else classes + 1
+            run = _Run(prepared, n, seed, settings, out, label, pretrained, device)
+        run.choose()
+        shutil.rmtree(out / "state", ignore_errors=True)
+
+
+class _Run:
+    """One baseline in the making; arguments as in `fit`."""
+
+    def __init__(
+        self,
+        prepared: PreparedSet,
+        n: int,
+        seed: int,
+        settings: SupervisedConfig,
+        out: Path,
+        label: str,
+        start: Path | None,
+        device: torch.device,
+    ) -> None:
+        self.n, self.seed, self.settings, self.out, self.label = n, seed, settings, out, label
+        self.device = device
+        self.images, self.labels = _read(prepared, prepared.training_rows(n), device)
+        self.val_images, self.val_labels = _read(prepared, prepared.rows("val"), device)
+        self.shape, self.digest = prepared.image_shape, prepared.digest
+        self.outputs = 1 if len(prepared.classes) == 1 else len(prepared.classes) + 1
+        self.rates = settings.learning_rates or [settings.training.learning_rate]
+        if len(self.rates) > 1 and not len(self.val_images):
+            raise TedmError(
+                f"{prepared.label}: no image in its split val, on which one of {len(self.rates)} learning"
+                " rates is chosen; add some, or give one rate alone"
+            )
+        self.about = {
+            "label": prepared.label,
+            "digest": prepared.digest,
+            "synthetic": prepared.synthetic,
+            "images": n,
+        }
+        self.start = None if start is None else pretrained.read(start)
+        if self.start is not None and self.start.image_shape != self.shape:
+            raise TedmError(
+                f"{start}: learnt images of shape {self.start.image_shape}, but {prepared.label} has"
+                f" {self.shape}; prepare both at one size"
+            )
+
+    def choose(self) -> None:
+        """Train with every learning rate and write the best network."""
+        tried: list[tuple[float, TrainingLog]] = []
+        best: tuple[UNet, float, TrainingLog] | None = None
+        for rate in self.rates:
+            network, record = self.train_at(rate)
+            tried.append((rate, record))
+            if best is None or _reached(record) < _reached(best[2]):
+                best = network, rate, record
+        assert best is not None
+        network, rate, record = best
+        write_log(self.out / "losses.csv", record.rows)
+        training = {
+            **self.settings.training.model_dump(mode="json"),
+            "learning_rate": rate,
+            "augment": self.settings.augment,
+            "seed": self.seed,
+            "n": self.n,
+            "best_step": record.best_step,
+            "validation_loss": record.best_validation,
+            "seconds": round(sum(r.seconds for _, r in tried), 1),
+            "pretrained": None if self.start is None else self.start.digest,
+            "freeze_until": self.settings.freeze_until,
+            "tried": [
+                {"learning_rate": lr, "best_step": r.best_step, "validation_loss": r.best_validation}
+                for lr, r in tried
+            ],
+        }
+        description = checkpoint.describe(network, self.shape, INPUT_RANGE, None, self.about, training)
+        checkpoint.write(self.out, network, description)
+        of_many = f" of learning rate {rate:g}, out of {len(self.rates)}" if len(self.rates) > 1 else ""
+        say(f"{self.label}: kept step {record.best_step or record.steps}{of_many}")
+
+    def train_at(self, rate: float) -> tuple[UNet, TrainingLog]:
+        """Train one network from the start."""
+        settings, optimizer = self.settings, self.settings.training
         network = build(
-            lambda: UNet(settings.width, settings.multipliers, shape[0], outputs, time_conditioned=False),
-            seed,
+            lambda: UNet(
+                settings.width, settings.multipliers, self.shape[0], self.outputs, time_conditioned=False
+            ),
+            self.seed,
             "supervised",
         )
-        network = checkpoint.channels_last(network).to(device)
-        optimizer = settings.training
-        epochs = Epochs(len(images), optimizer.batch_size, seed, "supervised")
+        learnt: list[str] = []
+        if self.start is not None:
+            learnt = pretrained.start_from(network, self.start, self.label)
+        network = checkpoint.channels_last(network).to(self.device)
+        freezable = [p for name, p in network.named_parameters() if name in set(learnt)]
+        epochs = Epochs(len(self.images), optimizer.batch_size, self.seed, "supervised")
 
         def loss(step: int, micro: int) -> Tensor:
+            for parameter in freezable:
+                parameter.requires_grad_(step >= settings.freeze_until)
             size, parts = optimizer.batch_size, optimizer.accumulate
-            places = torch.from_numpy(epochs.batch(step)).to(device)
-            x, y = images[places], labels[places]
+            places = torch.from_numpy(epochs.batch(step)).to(self.device)
+            x, y = self.images[places], self.labels[places]
             if settings.augment:
-                x, y = augment(x, y, generator(seed, "augment", step))
+                x, y = augment(x, y, generator(self.seed, "augment", step))
             mine = slice(micro * size // parts, (micro + 1) * size // parts)
             return _losses(network, x[mine], y[mine]).mean()
 
-        def validation_loss() -> float:
-            total = 0.0
-            for first in range(0, len(val_images), IMAGES_AT_ONCE):
-                some = slice(first, first + IMAGES_AT_ONCE)
-                total += float(_losses(network, val_images[some], val_labels[some]).sum())
-            return total / len(val_images)
-
+        several = len(self.rates) > 1
         record = train(
             network,
             loss,
-            optimizer,
-            out / "state",
-            label,
-            identity={"seed": seed, "data": digest, "n": n, "augment": settings.augment},
-            validate=validation_loss if len(val_images) else None,
-            log=out / "losses.csv",
+            optimizer.model_copy(update={"learning_rate": rate}),
+            self.out / "state" / f"{rate:g}",
+            f"{self.label}, learning rate {rate:g}" if several else self.label,
+            identity={
+                "seed": self.seed,
+                "data": self.digest,
+                "n": self.n,
+                "augment": settings.augment,
+                "start": None if self.start is None else [self.start.digest, settings.freeze_until],
+            },
+            validate=(lambda: self.validation_loss(network)) if len(self.val_images) else None,
+            log=self.out / "losses.csv",
         )
-        training = {
-            **optimizer.model_dump(mode="json"),
-            "augment": settings.augment,
-            "seed": seed,
-            "n": n,
-            "best_step": record.best_step,
-            "validation_loss": record.best_validation,
-            "seconds": round(record.seconds, 1),
-        }
-        checkpoint.write(
-            out, network, checkpoint.describe(network, shape, INPUT_RANGE, None, about, training)
-        )
-        shutil.rmtree(out / "state", ignore_errors=True)
-    say(f"{label}: kept step {record.best_step or record.steps}")
+        return network, record
+
+    def validation_loss(self, network: UNet) -> float:
+        """Mean cross-entropy on the validation images."""
+        total = 0.0
+        for first in range(0, len(self.val_images), IMAGES_AT_ONCE):
+            some = slice(first, first + IMAGES_AT_ONCE)
+            total += float(_losses(network, self.val_images[some], self.val_labels[some]).sum())
+        return total / len(self.val_images)
+
+
+def _reached(record: TrainingLog) -> float:
+    return math.inf if record.best_validation is None else record.best_validation
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> Baseline:
@@ -136,6 +218,11 @@ def load(directory: Path, device: torch.device | str = "cpu") -> Baseline:
     network, description, digest = checkpoint.read(directory)
     if description.diffusion is not None:
         raise TedmError(f"{directory}: a diffusion backbone, not a supervised baseline")
+    if "learnt" in description.training:
+        raise TedmError(
+            f"{directory}: a contrastive pretraining, whose output was never trained; fine-tune it with"
+            " `tedm supervise --pretrained`"
+        )
     return Baseline(network.to(device), description.image_shape, digest)
 
 

@@ -270,10 +270,16 @@ class UNet(nn.Module):
         out, _ = self._run(x, t, to_output=True)
         return cast(Tensor, out)
 
-    def decode(self, x: Tensor, t: Tensor | None = None) -> dict[str, Tensor]:
-        """Decoder activations after each level's attention, before upsampling; no output is computed."""
-        _, layers = self._run(x, t, to_output=False)
-        return dict(zip(self.layers, layers, strict=True))
+    def decode(self, x: Tensor, t: Tensor | None = None, levels: int | None = None) -> dict[str, Tensor]:
+        """Decoder activations after each level's attention, before upsampling; no output is computed.
+
+        Args:
+            x: images, (N, C, H, W).
+            t: timesteps, (N,).
+            levels: how many, from the coarsest on; absent: all.
+        """
+        _, layers = self._run(x, t, to_output=False, levels=levels)
+        return dict(zip(self.layers, layers, strict=False))
 
     def encode(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """Activation of the middle, (N, C, h, w): what a contrastive pretraining projects."""
@@ -297,15 +303,20 @@ class UNet(nn.Module):
         x = self.middle2(self.middle_attention(self.middle1(x, time)), time)
         return x, skips
 
-    def _run(self, x: Tensor, t: Tensor | None, to_output: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def _run(
+        self, x: Tensor, t: Tensor | None, to_output: bool, levels: int | None = None
+    ) -> tuple[Tensor | None, list[Tensor]]:
         time = self._embed(t)
         x, skips = self._encode(x, time)
-        layers = []
+        layers: list[Tensor] = []
+        wanted = len(self.decoder) if levels is None else levels
         for i, level in enumerate(cast("list[Level]", self.decoder)):
+            if i == wanted:
+                break
             x = level.residual1(torch.cat((x, skips.pop()), dim=1), time)
             x = level.attention(level.residual2(torch.cat((x, skips.pop()), dim=1), time))
             layers.append(x)
-            if to_output or i < len(self.decoder) - 1:
+            if to_output or i < wanted - 1:
                 x = level.resample(x)
         if not to_output:
             return None, layers

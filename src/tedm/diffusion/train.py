@@ -14,13 +14,12 @@ from tedm import checkpoint, distributed, files, seeds
 from tedm.config import DDPMConfig
 from tedm.data.prepared import PreparedSet
 from tedm.diffusion import objective, sample
-from tedm.diffusion.images import TrainingImages
 from tedm.diffusion.schedule import Schedule
 from tedm.distributed import processes
-from tedm.errors import TedmError
 from tedm.progress import say
 from tedm.training import Epochs, build, check_batches, torch_generator, train
 from tedm.unet import UNet
+from tedm.unlabelled import TrainingImages, split_rows
 
 INPUT_RANGE = (-1.0, 1.0)  # of the images in training [authors' code]
 REAL_ALONE = 16  # images in samples.png where none is drawn
@@ -80,7 +79,7 @@ class Training:
         self.label = label
         self.optimizer = settings.training
         checkpoint.check_size(data.label, data.image_shape, settings.multipliers)
-        train_rows, validation_rows = split_rows(data, settings, seed)
+        train_rows, validation_rows = split_rows(data, settings.validation, settings.validation_max, seed)
         self.images = TrainingImages(data, train_rows, device)
         self.validation = TrainingImages(data, validation_rows, device)
         self.schedule = Schedule(settings.diffusion.timesteps, settings.diffusion.schedule, device)
@@ -231,29 +230,3 @@ def to_input_range(images: Tensor) -> Tensor:
     """Map [0, 1] to the range that the network is trained on."""
     low, high = INPUT_RANGE
     return low + (high - low) * images
-
-
-def split_rows(data: PreparedSet, settings: DDPMConfig, seed: int) -> tuple[list[int], list[int]]:
-    """Rows to train on, and rows kept for the validation loss; slices of a subject stay together.
-
-    Returns:
-        Both in stored order.
-    """
-    rows = data.rows("unlabelled") or data.rows("train")
-    by_subject: dict[str, list[int]] = {}
-    for row in rows:
-        by_subject.setdefault(data.subjects[row], []).append(row)
-    if len(by_subject) < 2:
-        raise TedmError(
-            f"{data.label}: {len(rows)} images of {len(by_subject)} subjects in its split unlabelled (or"
-            " train); a backbone needs at least 2 subjects, one of them to validate"
-        )
-    wanted = min(max(1, round(settings.validation * len(rows))), settings.validation_max)
-    names = list(by_subject)
-    kept: list[int] = []
-    for i in seeds.generator(seed, "validation images").permutation(len(names))[:-1]:
-        if kept and len(kept) + len(by_subject[names[i]]) > wanted:
-            break
-        kept += by_subject[names[i]]
-    validation = set(kept)
-    return [row for row in rows if row not in validation], sorted(validation)

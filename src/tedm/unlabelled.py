@@ -1,4 +1,4 @@
-"""Training images by row: in memory when they fit, else read from their file one step ahead."""
+"""Images that a network learns from without labels: which of them, and their batches, read ahead."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,10 +8,49 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tedm import seeds
 from tedm.data.prepared import PreparedSet
+from tedm.errors import TedmError
 
 LARGEST_IN_MEMORY = 2_000_000_000  # bytes
 ROWS_AT_ONCE = 256
+
+
+def split_rows(data: PreparedSet, share: float, most: int, seed: int) -> tuple[list[int], list[int]]:
+    """Rows to train on, and rows kept for the validation loss; slices of a subject stay together.
+
+    The rows are those of the split `unlabelled`, or of `train` where nothing is unlabelled.
+
+    Args:
+        data: an open prepared set.
+        share: of the images that is kept.
+        most: images that are kept at most.
+        seed: of the choice.
+
+    Returns:
+        Both in stored order.
+
+    Raises:
+        TedmError: fewer than two subjects.
+    """
+    rows = data.rows("unlabelled") or data.rows("train")
+    by_subject: dict[str, list[int]] = {}
+    for row in rows:
+        by_subject.setdefault(data.subjects[row], []).append(row)
+    if len(by_subject) < 2:
+        raise TedmError(
+            f"{data.label}: {len(rows)} images of {len(by_subject)} subjects in its split unlabelled (or"
+            " train); learning from them needs at least 2 subjects, one of them to validate"
+        )
+    wanted = min(max(1, round(share * len(rows))), most)
+    names = list(by_subject)
+    kept: list[int] = []
+    for i in seeds.generator(seed, "validation images").permutation(len(names))[:-1]:
+        if kept and len(kept) + len(by_subject[names[i]]) > wanted:
+            break
+        kept += by_subject[names[i]]
+    validation = set(kept)
+    return [row for row in rows if row not in validation], sorted(validation)
 
 
 class TrainingImages:

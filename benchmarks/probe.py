@@ -1,0 +1,86 @@
+"""A linear probe: what a contrastively pretrained encoder knows of the masks, against untrained encoders.
+
+python benchmarks/probe.py --pretraining results/pretraining/global --data results/data/jsrt.h5
+
+A logistic regression of scikit-learn (L2, standardised features) reads what the decoder would read, the
+last map of every encoder level and the middle, resized to half the image, from the first n images of the
+split train. Its probabilities are resized to the image and scored as Dice on the split test.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from tedm import pretrained
+from tedm.data.prepared import PreparedSet
+from tedm.training import build
+from tedm.unet import UNet
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("--pretraining", type=Path, required=True)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--sizes", type=int, nargs="+", default=[1, 3])
+    options.add_argument("--penalty", type=float, default=0.01, help="C of scikit-learn")
+    options.add_argument("--untrained", type=int, default=3, help="networks to compare with")
+    given = options.parse_args()
+    learnt = pretrained.read(given.pretraining)
+    with PreparedSet(given.data) as data:
+        train, test = data.training_rows(max(given.sizes)), data.rows("test")
+        images = {"train": data.images(train), "test": data.images(test)}
+        masks = {"train": data.masks(train), "test": data.masks(test)}
+    trained = _network(learnt, 0)
+    pretrained.start_from(trained, learnt, "the probe")
+    networks = {f"untrained, seed {seed}": _network(learnt, seed) for seed in range(given.untrained)}
+    print("| encoder |" + "".join(f" n = {n} |" for n in given.sizes))
+    print("|---|" + "--:|" * len(given.sizes))
+    for name, network in {**networks, given.pretraining.name: trained}.items():
+        scores = [dice(network, images, masks, n, given.penalty) for n in given.sizes]
+        print(f"| {name} |" + "".join(f" {score:.1f} |" for score in scores), flush=True)
+
+
+def _network(learnt: pretrained.Pretrained, seed: int) -> UNet:
+    shape = learnt.architecture
+    return build(
+        lambda: UNet(shape.width, shape.multipliers, shape.channels, time_conditioned=False), seed
+    ).eval()
+
+
+def dice(
+    network: UNet, images: dict[str, np.ndarray], masks: dict[str, np.ndarray], n: int, penalty: float
+) -> float:
+    """Mean Dice in percent on the test images, after learning from the first n training images."""
+    seen = _maps(network, images["train"][:n])
+    small = F.interpolate(torch.from_numpy(masks["train"][:n]).float(), seen.shape[2:], mode="area")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200))
+    probe.fit(_cells(seen), (small > 0.5).flatten().numpy())
+    tested = _maps(network, images["test"])
+    p = torch.from_numpy(probe.predict_proba(_cells(tested))[:, 1]).view(-1, 1, *tested.shape[2:])
+    predicted = (F.interpolate(p, images["test"].shape[2:], mode="bilinear") > 0.5).numpy()
+    truth = masks["test"].astype(bool)
+    shared = (predicted & truth).sum((1, 2, 3))
+    return float(100 * np.mean(2 * shared / (predicted.sum((1, 2, 3)) + truth.sum((1, 2, 3)))))
+
+
+@torch.no_grad()
+def _maps(network: UNet, images: np.ndarray) -> Tensor:
+    middle, skips = network._encode(torch.from_numpy(images), None)
+    size = [side // 2 for side in images.shape[2:]]
+    maps = [*skips[2::2], middle]  # after each level's attention
+    return torch.cat([F.interpolate(m, size, mode="bilinear", antialias=True) for m in maps], 1)
+
+
+def _cells(maps: Tensor) -> np.ndarray:
+    return maps.permute(0, 2, 3, 1).flatten(0, 2).numpy()
+
+
+if __name__ == "__main__":
+    main()
