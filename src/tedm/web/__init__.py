@@ -1,0 +1,1 @@
+"""The web page: segment an image in a browser (`tedm demo`)."""
