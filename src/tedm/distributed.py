@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from tedm import progress
+from tedm import devices, progress
 from tedm.errors import TedmError
 
 BUCKET = 25_000_000  # bytes of gradient in one message; what DistributedDataParallel takes
@@ -47,7 +47,7 @@ def joined() -> Iterator[torch.device]:
     """
     environment = {name: os.environ[name] for name in NEEDED if name in os.environ}
     if int(environment.get("WORLD_SIZE", "1")) == 1:
-        yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield devices.usable()
         return
     missing = [name for name in NEEDED if name not in environment]
     if missing:
@@ -59,7 +59,7 @@ def joined() -> Iterator[torch.device]:
     if rank != 0:
         progress.mute()
     try:
-        device = _device(int(environment["LOCAL_RANK"]))
+        device = devices.usable(int(environment["LOCAL_RANK"]))
         before = signal.signal(signal.SIGTERM, _end)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -79,16 +79,15 @@ def joined() -> Iterator[torch.device]:
         raise
 
 
-def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise TedmError(
-            f"{local_rank + 1} processes or more on a machine with {torch.cuda.device_count()} GPUs; give"
-            " torchrun --nproc-per-node as many as there are GPUs"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+def share() -> tuple[tuple[int, int], torch.device]:
+    """This process's part of work that processes do apart: (k, n), the k-th of n, and its device.
+
+    Unlike those of `joined` they never wait for each other. Only the first one shows how far it is.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank != 0:
+        progress.mute()
+    return (rank, world), devices.usable(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _end(*_: Any) -> None:
