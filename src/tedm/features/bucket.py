@@ -8,6 +8,7 @@ There are no locks in a bucket. What several processes change is replaced under 
 is what was read (If-Match, If-None-Match).
 """
 
+import getpass
 import os
 import re
 import threading
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from tedm.errors import TedmError
 from tedm.features.places import ChangedError, Document
@@ -28,6 +29,7 @@ READS = 3  # attempts to read an answer to its end, which the client library doe
 GAP = 1 << 16  # bytes between two parts that are fetched rather than asked around
 PART = 1 << 23  # bytes of one request of several in parallel
 REQUESTS = 8  # in parallel
+MADE_BY = "made-by"  # metadata of an object: who wrote it
 DELETED_AT_ONCE = 1000  # objects, as the protocol allows
 
 DENIED = {
@@ -142,8 +144,12 @@ class Bucket:
         return {file: entry["Size"] for file, entry in self._entries(name)}
 
     def made(self, name: str) -> tuple[str, datetime] | None:
-        newest = max((entry["LastModified"] for _, entry in self._entries(name)), default=None)
-        return None if newest is None else ("", newest)
+        newest = max(self._entries(name), key=lambda found: found[1]["LastModified"], default=None)
+        if newest is None:
+            return None
+        with self.explained(name):
+            said = self.client.head_object(Bucket=self.bucket, Key=newest[1]["Key"]).get("Metadata", {})
+        return unquote(said.get(MADE_BY, "")), newest[1]["LastModified"]
 
     def _entries(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         folder = f"{self.key(name)}/"
@@ -183,7 +189,14 @@ class Bucket:
         with self.explained(name):
             try:
                 # One request: an object is there whole or not at all.
-                self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content, **condition)
+                # A server knows accounts at best; who it was is said beside the bytes, not in them.
+                self.client.put_object(
+                    Bucket=self.bucket,
+                    Key=self.key(name),
+                    Body=content,
+                    Metadata={MADE_BY: quote(_user())},
+                    **condition,
+                )
             except self.client.exceptions.ClientError as error:
                 gone = "IfMatch" in condition and _code(error) in ABSENT
                 if condition and (gone or _code(error) in CHANGED):
@@ -324,6 +337,14 @@ def _client() -> Any:
         return boto3.session.Session().client("s3", config=config)
     except ValueError:  # whose text holds the address, which may hold a password
         raise TedmError(f"AWS_ENDPOINT_URL: {_server()} is not an address of a server") from None
+
+
+def _user() -> str:
+    """The name of who runs this; "" where a container knows none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def _endpoint() -> str:

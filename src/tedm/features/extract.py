@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tedm import files, seeds
+from tedm import seeds
 from tedm.backbones import Backbone
 from tedm.config import FeaturesConfig
 from tedm.data.prepared import PreparedSet
-from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import store as layout
+from tedm.features.job import Job, Shard, origin_of, planned
 from tedm.features.rounding import keep_bits
-from tedm.features.store import ArrayInfo, Digests, Key, Location, Origin, Record
-from tedm.progress import say, stage
+from tedm.features.store import Key, Location, Origin
+from tedm.progress import stage
 
 BUFFERS = 2  # shards in memory for each device: one is filled while the other is written
 
@@ -71,19 +70,9 @@ def extract(
     location = Location(store)
     with location.place.explained(), PreparedSet(data) as images:
         layers = _checked(backbone, images, timestep, settings, block)
-        origin = _origin(backbone, images, settings, noise_seed)
-        plan = [
-            ArrayInfo(
-                Key(timestep, draw, layer),
-                (len(images), *layers[layer]),
-                min(settings.images_per_shard, len(images)),
-                settings.codec,
-                origin,
-            )
-            for draw in range(settings.draws)
-            for layer in layers
-        ]
-        job = _Job(location, plan, block, manifest)
+        origin = origin_of(backbone.digest, images.digest, settings, noise_seed)
+        plan = planned(timestep, settings, len(images), layers, origin)
+        job = Job(location, plan, block, manifest)
         if job.is_done():  # perhaps by somebody else, in a place that is only readable here
             job.finish(timestep, settings)
             return
@@ -98,40 +87,6 @@ def extract(
                 _Run(job, images, settings, devices or _default_devices()).compute(backbone)
             with job.locked():
                 job.finish(timestep, settings)
-
-
-def shared_store(
-    place: str, name: str, backbone: Backbone, data: Path, settings: FeaturesConfig, noise_seed: int
-) -> str:
-    """Path or URL of a store in a place that many experiments and users may share.
-
-    Args:
-        place: directory or URL.
-        name: of the backbone, for people; digests tell apart.
-        backbone: whose activations are kept.
-        data: prepared data set.
-        settings: as in `extract`.
-        noise_seed: as in `extract`.
-    """
-    with PreparedSet(data) as images:
-        origin = _origin(backbone, images, settings, noise_seed)
-        images_per_shard = min(settings.images_per_shard, len(images))
-    return (
-        f"{place.rstrip('/')}/"
-        f"{layout.shared_name(origin, settings.codec, images_per_shard, name, data.stem)}"
-    )
-
-
-def _origin(backbone: Backbone, images: PreparedSet, settings: FeaturesConfig, noise_seed: int) -> Origin:
-    return Origin(
-        backbone_digest=backbone.digest,
-        data_digest=images.digest,
-        noise_seed=noise_seed,
-        shared_noise=settings.shared_noise,
-        input_range=settings.input_range,
-        dtype=settings.dtype,
-        keep_bits=settings.keep_bits,
-    )
 
 
 def _default_devices() -> Sequence[str]:
@@ -202,179 +157,14 @@ def root_attributes(images: PreparedSet, backbone: Backbone, origin: Origin) -> 
     }
 
 
-# ── what there is to do, and what is done ───────────────────────────────────────────────────────
-
-
-class _Job:
-    """The arrays that one call makes, and the record of their shards."""
-
-    def __init__(
-        self, location: Location, plan: Sequence[ArrayInfo], block: tuple[int, int], manifest: Path | None
-    ) -> None:
-        self.location, self.plan, self.manifest = location, plan, manifest
-        self.timestep = plan[0].key.timestep
-        self.record = Record(location, self.timestep)
-        shards = plan[0].shards
-        k, n = block
-        self.shards = range(shards * k // n, shards * (k + 1) // n)
-        self.images_per_shard = plan[0].images_per_shard
-        self._within = threading.Lock()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the record against other processes and threads, for a moment."""
-        with self._within, layout.lock_record(self.location, self.timestep):
-            yield
-
-    def is_done(self) -> bool:
-        """Whether everything is there, in all blocks; reads only."""
-        attributes = self.location.attributes()
-        if attributes is None or Origin.of(attributes) != self.plan[0].origin:
-            return False
-        digests = self.record.read()
-        for info in self.plan:
-            recorded = digests.get(str(info.key), [])
-            names = {"zarr.json", *(layout.shard_name(shard) for shard in range(info.shards))}
-            sizes = self.location.sizes(str(info.key))
-            if (
-                len(recorded) != info.shards
-                or None in recorded
-                or set(sizes) != names
-                or not all(sizes.values())
-                or self._state(info) != info
-                or layout.digest_shard(self.location, info, info.shards - 1) != recorded[-1]
-            ):
-                return False
-        return True
-
-    def prepare(self, settings: FeaturesConfig) -> None:
-        """Make the arrays that are missing or stale; trust no shard that the record does not vouch for."""
-        stale: list[ArrayInfo] = []
-
-        def disown(digests: Digests) -> Digests:
-            stale[:] = [info for info in self.plan if self._state(info) != info]
-            for info in self.plan:
-                recorded = digests.get(str(info.key), [])
-                if info in stale or len(recorded) != info.shards:
-                    digests[str(info.key)] = [None] * info.shards
-            return digests
-
-        # Before anything is changed: the record must never vouch for what is not there.
-        sizes = {"images_per_shard": settings.images_per_shard, "batch_size": settings.batch_size}
-        self.digests = dict(self.record.update(disown, {**sizes, "codec": settings.codec}))
-        for info in stale:
-            layout.create_array(self.location, info)
-            # Shards of the same name are replaced one by one, since another process may have begun to.
-            own = {"zarr.json", *(layout.shard_name(shard) for shard in range(info.shards))}
-            for name in self.location.sizes(str(info.key)).keys() - own:
-                self.location.remove(f"{info.key}/{name}")
-        self._distrust()
-
-    def _state(self, info: ArrayInfo) -> ArrayInfo | None:
-        try:
-            return layout.read_array_info(self.location, info.key, info.shape[0])
-        except TedmError:
-            return None
-
-    def _distrust(self) -> None:
-        """Forget own shards that are not whole, and clear what killed writers left."""
-        for path in ("", *self.plan[-1].key.groups):
-            self.location.clear_litter(f"{path}/zarr.json".lstrip("/"))
-        doubtful: list[tuple[str, int, str]] = []
-        for info in self.plan:
-            recorded = self.digests[str(info.key)]
-            vouched = [shard for shard in self.shards if recorded[shard] is not None]
-            for shard in self.shards:
-                self.location.clear_litter(f"{info.key}/{layout.shard_name(shard)}")
-            sizes = self.location.sizes(str(info.key)) if vouched else {}
-            for shard in vouched:
-                # The last one is read: a power cut may have caught it. The others are older.
-                whole = sizes.get(layout.shard_name(shard), 0) > 0 and (
-                    shard != vouched[-1]
-                    or layout.digest_shard(self.location, info, shard) == recorded[shard]
-                )
-                if not whole:
-                    doubtful.append((str(info.key), shard, str(recorded[shard])))
-
-        def forget(digests: Digests) -> Digests:
-            for key, shard, digest in doubtful:
-                if digests[key][shard] == digest:
-                    digests[key][shard] = None
-            return digests
-
-        if doubtful:
-            self.digests = dict(self.record.update(forget))
-
-    def missing(self, draw: int) -> list["_Shard"]:
-        """Shards of a noise draw to compute."""
-        plan = [info for info in self.plan if info.key.draw == draw]
-        rows = self.plan[0].rows
-        lacking = [
-            _Shard(draw, n, rows(n), [info for info in plan if self.digests[str(info.key)][n] is None])
-            for n in self.shards
-        ]
-        return [shard for shard in lacking if shard.infos]
-
-    def vouch(self, shard: int, digests: dict[str, str]) -> None:
-        """Record that a shard is there in these arrays."""
-
-        def add(record: Digests) -> Digests:
-            for key, digest in digests.items():
-                if shard >= len(record.get(key, [])):
-                    raise TedmError(f"{self.location}/{key}: was removed while it was extracted")
-                record[key][shard] = digest
-            return record
-
-        with self.locked():
-            self.record.update(add)
-
-    def finish(self, timestep: int, settings: FeaturesConfig) -> None:
-        """Write the manifest, unless other blocks are still missing."""
-        digests = self.record.read()
-        gaps = sum(d is None for info in self.plan for d in digests[str(info.key)])
-        if gaps:
-            say(f"{self.location}: t{timestep:04d} lacks {gaps} shards of other blocks; no manifest yet")
-            return
-        if self.manifest is None:
-            return
-        first = self.plan[0]
-        files.write_json(
-            self.manifest,
-            {
-                "format": f"{layout.FORMAT}: manifest",
-                "format_version": layout.FORMAT_VERSION,
-                "store": layout.stated_in(self.manifest, self.location),
-                "timestep": timestep,
-                "images": first.shape[0],
-                "images_per_shard": first.images_per_shard,
-                "draws": settings.draws,
-                **asdict(first.origin),
-                "arrays": {
-                    str(info.key): {"shape": info.shape, "digest": digest_of(digests[str(info.key)])}
-                    for info in self.plan
-                },
-            },
-        )
-
-
 # ── computing ───────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One shard to compute, and the arrays that lack it."""
-
-    draw: int
-    number: int
-    rows: range
-    infos: list[ArrayInfo]
 
 
 @dataclass(frozen=True)
 class _Segment:
     """Images start … stop-1 of a shard: its part of one forward pass."""
 
-    shard: _Shard
+    shard: Shard
     start: int
     stop: int
 
@@ -387,7 +177,7 @@ class _Run:
     """What the workers of one call share: what is left to do, images and noise, writing."""
 
     def __init__(
-        self, job: _Job, images: PreparedSet, settings: FeaturesConfig, devices: Sequence[str]
+        self, job: Job, images: PreparedSet, settings: FeaturesConfig, devices: Sequence[str]
     ) -> None:
         self.job, self.images, self.settings, self.devices = job, images, settings, devices
         self.origin = job.plan[0].origin
@@ -413,7 +203,7 @@ class _Run:
                 for future in [pool.submit(worker.work) for worker in workers]:
                     future.result()
 
-    def shards(self) -> Iterator[_Shard]:
+    def shards(self) -> Iterator[Shard]:
         """Shards to compute; each is given to one worker."""
         while True:
             with self._alone:
@@ -444,7 +234,7 @@ class _Run:
         rng = seeds.generator(self.origin.noise_seed, "noise", *names, self.job.timestep, draw)
         return rng.standard_normal(self.images.image_shape, dtype=np.float32)
 
-    def write(self, shard: _Shard, values: dict[str, npt.NDArray[Any]]) -> None:
+    def write(self, shard: Shard, values: dict[str, npt.NDArray[Any]]) -> None:
         """Round, check and write the values (n, C, h, w) of a shard's layers; then vouch for it."""
         digests = {}
         for info in shard.infos:
@@ -456,7 +246,7 @@ class _Run:
         with self._alone:
             self.shown.advance(len(shard.rows))
 
-    def _check_finite(self, key: Key, shard: _Shard, values: npt.NDArray[Any]) -> None:
+    def _check_finite(self, key: Key, shard: Shard, values: npt.NDArray[Any]) -> None:
         for row, image in zip(shard.rows, values, strict=True):
             if not np.isfinite(image).all():
                 wider = (
@@ -553,7 +343,7 @@ class _Worker:
                 self.writing.append(writer.submit(self._write, segment.shard, self.filling, copied))
 
     def _write(
-        self, shard: _Shard, buffers: dict[str, torch.Tensor], copied: "torch.cuda.Event | None"
+        self, shard: Shard, buffers: dict[str, torch.Tensor], copied: "torch.cuda.Event | None"
     ) -> dict[str, torch.Tensor]:
         if copied is not None:
             copied.synchronize()
@@ -563,7 +353,7 @@ class _Worker:
         self.run.write(shard, values)
         return buffers
 
-    def _buffers(self, shard: _Shard) -> dict[str, torch.Tensor]:
+    def _buffers(self, shard: Shard) -> dict[str, torch.Tensor]:
         """Memory for a shard: that of the oldest one being written, once there are enough."""
         buffers = self.writing.popleft().result() if len(self.writing) >= BUFFERS else {}
         for info in shard.infos:
