@@ -206,6 +206,60 @@ def test_a_file_that_lacks_a_part_is_refused(tmp_path, harm, message):
         PreparedSet(path)
 
 
+def damaged(path, name, place, change=1):
+    """The file with one stored byte of a data set changed, as a failing disk would."""
+    write(path)
+    with h5py.File(path, "r+") as file:
+        offset = file[name].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset + place] ^= change
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_a_changed_pixel_is_noticed_by_who_reads_it(tmp_path, name):
+    path = tmp_path / "a.h5"
+    write(path)
+    with PreparedSet(path) as data:
+        ids, size = data.ids, int(np.prod(getattr(data, name)([0]).shape))
+    damaged(path, name, 3 * size + 5)
+    with PreparedSet(path) as data:
+        read = getattr(data, name)
+        read([0, 2, 4])
+        for rows in ([3], [4, 3, 0], range(N)):
+            message = rf"a\.h5: damaged: {name} of {ids[3]} .* delete the file and prepare"
+            with pytest.raises(TedmError, match=message):
+                read(rows)
+
+
+@pytest.mark.parametrize("harm", ["subject", "split", "intensity_range", "classes"])
+def test_a_changed_header_is_noticed(tmp_path, harm):
+    path = tmp_path / "a.h5"
+    write(path)
+    with h5py.File(path, "r+") as file:
+        if harm in file:
+            file[harm][0] = file[harm][N - 1]
+        elif harm == "classes":
+            file.attrs[harm] = file.attrs[harm].replace("l", "L").replace("a", "b")
+        else:
+            file.attrs[harm] = file.attrs[harm] + 1
+    with pytest.raises(TedmError, match=r"a\.h5: damaged \(ids, subjects"):
+        PreparedSet(path)
+
+
+def test_a_file_of_the_first_format_is_read_without_checksums(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path)
+    with PreparedSet(path) as data:
+        digest, images = data.digest, data.images(range(N))
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 1
+        del file.attrs["header_digest"], file["images_crc32"], file["masks_crc32"]
+    with PreparedSet(path) as data:
+        assert data.digest == digest
+        np.testing.assert_array_equal(data.images(range(N)), images)
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "a.h5"
     write(path)

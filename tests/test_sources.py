@@ -12,6 +12,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from tedm import measures
 from tedm.config import DatasetConfig, ImageConfig, SplitConfig
 from tedm.data.prepare import prepare
 from tedm.data.prepared import PreparedSet
@@ -231,6 +232,73 @@ def test_volumes_of_any_orientation_give_the_same_slices(tmp_path, affine, suffi
         )
         assert data.ids[5] == "a b_x005"
         assert len(data) == 8
+
+
+def oblique(spacing, degrees=25.0):
+    """Voxels of unequal sides, the patient turned about two axes."""
+    a, b = np.deg2rad([degrees, degrees / 2])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag(spacing)
+    affine[:3, 3] = -90, 126, -72
+    return affine
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("unit", ["mm", "micron"])
+def test_distances_are_those_of_the_scanner_however_voxels_lie(tmp_path, axis, unit):
+    pytest.importorskip("monai")
+    affine = oblique((0.8, 1.25, 3.0))
+    labels = np.zeros((8, 8, 8), np.int16)
+    first, second = (2, 5, 3), (6, 2, 4)
+    labels[first], labels[second] = 1, 2
+    stored = affine.copy()
+    stored[:3] *= 1000 if unit == "micron" else 1
+    image = nib.Nifti1Image(np.arange(512).reshape(8, 8, 8).astype(np.int16), stored)
+    image.header.set_xyzt_units(unit)
+    for folder, values in (("images", image.get_fdata()), ("masks", labels)):
+        (tmp_path / folder).mkdir()
+        made = nib.Nifti1Image(values.astype(np.int16), stored, image.header)
+        nib.save(made, tmp_path / folder / "a.nii.gz")
+    source = {"type": "nifti", "images": "images", "masks": "masks", "axis": axis, "window": [0, 511]}
+    with run(tmp_path, source, classes=("one", "two")) as data:
+        rows = data.rows("test")
+        masks, spacing = data.masks(rows), data.spacings_mm[rows]
+    # The scanner's own coordinates say how far the two voxels are from each other.
+    expected = np.linalg.norm(affine[:3, :3] @ np.subtract(first, second))
+    found = measures.of_masks(
+        masks[:, 1:], masks[:, :1], ["a"] * len(rows), ["one"], ["hd95", "assd"], spacing
+    )
+    assert_allclose(dict(zip(found["metric"], found["value"], strict=True))["hd95_mm"], expected, rtol=1e-5)
+    assert_allclose(dict(zip(found["metric"], found["value"], strict=True))["assd_mm"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_the_spacing_kept_is_that_of_the_square(tmp_path, fit):
+    nifti(tmp_path / "images/a.nii", np.arange(12 * 20 * 2).reshape(12, 20, 2), np.diag([0.8, 1.2, 3.0, 1]))
+    source = {"type": "nifti", "images": "images", "fit": fit, "window": [0, 480]}
+    with run(tmp_path, source, split=SplitConfig(unlabelled=1.0)) as data:
+        between, height, width = data.spacings_mm[0]
+    assert between == 3.0
+    field = {"stretch": (20 * 1.2, 12 * 0.8), "pad": (20 * 1.2, 20 * 0.8), "crop": (12 * 1.2, 12 * 0.8)}[
+        fit
+    ]
+    assert_allclose((8 * height, 8 * width), field)  # mm that the square of 8 × 8 covers
+
+
+def test_a_volume_whose_voxels_have_no_size_is_refused(tmp_path):
+    values = np.arange(64).reshape(4, 4, 4)
+    for name, column in (("flat", [0, 0, 0, 0]), ("same", [1, 0, 0, 0]), ("nan", [np.nan, 0, 0, 0])):
+        affine = np.eye(4)
+        affine[:, 1] = column
+        image = nib.Nifti1Image(values.astype(np.int16), np.eye(4))
+        image.header.set_sform(affine, code=1)
+        path = tmp_path / name / "images/a.nii"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(image.header.binaryblock + bytes(4) + values.astype(np.int16).tobytes())
+        with pytest.raises(TedmError, match=r"a\.nii: its affine is singular"):
+            run(tmp_path / name, {"type": "nifti", "images": "images"})
 
 
 def test_several_files_are_the_channels_of_a_volume(tmp_path):
@@ -554,6 +622,29 @@ def test_what_cannot_be_read_is_skipped_and_listed_when_asked(tmp_path):
         assert set(skipped) == {"1", "3", "stray"}
         assert "not a PNG" in skipped["1"]
     assert '"skipped": 3' in (tmp_path / "out/mine.json").read_text()
+
+
+def test_nobody_takes_the_place_of_what_is_skipped_and_the_log_says_so(tmp_path, capsys):
+    for k in range(10):
+        save(tmp_path / f"images/{k}.png", draw(k))
+    source = {"type": "folder", "images": "images", "on_error": "skip"}
+    split = SplitConfig(train=4, test=3)
+    with run(tmp_path, source, split=split) as data:
+        before = dict(zip(data.ids, data.splits, strict=True))
+        assert data.missing == {}
+    first, tested = (
+        next(i for i in before if before[i] == "train"),
+        [i for i in before if before[i] == "test"],
+    )
+    for name in (first, tested[1]):
+        (tmp_path / f"images/{name}.png").write_bytes(b"nonsense")
+    with run(tmp_path, source, split=split) as data:
+        after = dict(zip(data.ids, data.splits, strict=True))
+        assert after == {i: part for i, part in before.items() if i not in (first, tested[1])}
+        assert data.missing == {"train": 1, "test": 1}
+        with pytest.raises(TedmError, match="the split train has 3 without the 1 that were skipped"):
+            data.training_rows(4)
+    assert "1 of train, 1 of test missing for that; no others take their places" in capsys.readouterr().err
 
 
 def test_splits_can_be_stratified(tmp_path):

@@ -84,25 +84,47 @@ def scores(
             f"scores: the prediction has shape {predicted.shape} and the truth {masks.shape}; expected"
             f" (images, classes, height, width) of {len(subjects)} images and {len(classes)} classes"
         )
-    a = (segment(predicted) if np.issubdtype(predicted.dtype, np.floating) else predicted) != 0
-    b = masks != 0
+    a = segment(predicted) if np.issubdtype(predicted.dtype, np.floating) else predicted
     owner, names = pd.factorize(np.asarray(subjects, dtype=object))
+    pooled = np.zeros((len(names), len(classes), 3), np.int64)
+    np.add.at(pooled, owner, counts(a, masks))
+    return from_counts(pooled, [str(name) for name in names], classes)
 
-    def pooled(pixels: NDArray[np.bool_]) -> NDArray[np.float64]:
-        counts = np.zeros((len(names), len(classes)), np.int64)
-        np.add.at(counts, owner, np.count_nonzero(pixels, axis=(2, 3)))
-        return counts.astype(np.float64)
 
-    both, in_a, in_b = pooled(a & b), pooled(a), pooled(b)
+def counts(
+    predicted: NDArray[np.integer[Any] | np.bool_], masks: NDArray[np.integer[Any] | np.bool_]
+) -> NDArray[np.int64]:
+    """Pixels of each image and class in both masks, in the prediction and in the truth.
+
+    Args:
+        predicted: masks, foreground where not 0, (N, K, H, W).
+        masks: the truth, likewise.
+
+    Returns:
+        (N, K, 3).
+    """
+    a, b = predicted != 0, masks != 0
+    return np.stack([np.count_nonzero(pixels, axis=(2, 3)) for pixels in (a & b, a, b)], axis=-1)
+
+
+def from_counts(pooled: NDArray[np.int64], subjects: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
+    """What `scores` returns, from the sums of `counts` over the images of each subject.
+
+    Args:
+        pooled: (subjects, K, 3).
+        subjects: names, each once.
+        classes: names, (K,).
+    """
+    both, in_a, in_b = np.moveaxis(pooled.astype(np.float64), -1, 0)
     values = np.stack(
         [2 * both / _or_nan(in_a + in_b), both / np.maximum(in_a, 1), both / _or_nan(in_b)], axis=-1
     )
     values[in_b == 0] = np.nan
     return pd.DataFrame(
         {
-            "subject": np.repeat([str(name) for name in names], len(classes) * len(METRICS)),
-            "class": np.tile(np.repeat(list(classes), len(METRICS)), len(names)),
-            "metric": np.tile(METRICS, len(names) * len(classes)),
+            "subject": np.repeat(list(subjects), len(classes) * len(METRICS)),
+            "class": np.tile(np.repeat(list(classes), len(METRICS)), len(subjects)),
+            "metric": np.tile(METRICS, len(subjects) * len(classes)),
             "value": values.ravel(),
         }
     )

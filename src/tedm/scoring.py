@@ -1,10 +1,10 @@
 """Predicts with a head or a baseline on test sets: masks, and the scores of every subject."""
 
+import contextlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tedm import disagreement, evaluation, measures
+from tedm import archive, disagreement, evaluation, measures
 from tedm.data.prepared import PreparedSet
 from tedm.digests import digest_file, digest_of
 from tedm.errors import TedmError
@@ -25,7 +25,7 @@ from tedm.parallel import side_by_side
 from tedm.progress import say, stage
 
 FORMAT = 2  # of a scoring job's files; another one is scored again
-IMAGES_AT_A_TIME = 8
+IMAGES_AT_A_TIME = 8  # a multiple of 8: the bits of their masks fill bytes
 MEMORY = 2**30  # bytes of the features of a batch that several heads share
 
 UNREADABLE = (  # what NumPy raises for an archive that is damaged
@@ -106,35 +106,123 @@ def score_supervised(spec: Mapping[str, Any], model: Path, data: Path, out: Path
     network = supervised.load(model.parent)
     for dataset in spec["datasets"]:
         with PreparedSet(data / f"{dataset}.h5") as prepared:
-            predictions = _Predictions(spec.get("metrics", ()))
-            for rows in _batches(prepared, f"{spec['method']} n={spec['n']} on {dataset}"):
-                probabilities = supervised.predict_proba(network, prepared.images(rows))
-                predictions.add(spec["method"], probabilities, prepared.masks(rows))
-            _write(predictions, prepared, dataset, (spec["n"], spec["seed"]), out)
+            predictions = _Predictions(prepared, spec.get("metrics", ()), out)
+            with contextlib.closing(predictions):
+                for rows in _batches(prepared, f"{spec['method']} n={spec['n']} on {dataset}"):
+                    probabilities = supervised.predict_proba(network, prepared.images(rows))
+                    predictions.add(spec["method"], rows, probabilities, prepared.masks(rows))
+                _write(predictions, prepared, dataset, (spec["n"], spec["seed"]), out)
 
 
-@dataclass
 class _Predictions:
-    """What one head or baseline made of the test images, by method and batch by batch."""
+    """What one head or baseline made of a test set, by method and batch by batch.
 
-    metrics: Sequence[str] = ()  # beyond Dice
-    masks: dict[str, list[Masks]] = field(default_factory=dict)
-    bins: dict[str, list[measures.Counts]] = field(default_factory=dict)
-    maps: dict[str, list[Masks]] = field(default_factory=dict)
-    overlaps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
+    Kept in memory are sums over the images of each subject, and where surfaces are measured the masks of
+    subjects that are not complete yet. Masks and maps of all images lie on the disk.
+
+    Args:
+        prepared: the test set.
+        metrics: measures beyond Dice.
+        out: folder with room for masks and maps.
+    """
+
+    def __init__(self, prepared: PreparedSet, metrics: Sequence[str], out: Path) -> None:
+        self.rows, self.classes, self.metrics = prepared.rows("test"), prepared.classes, metrics
+        self.place = {row: i for i, row in enumerate(self.rows)}
+        subjects = np.array([prepared.subjects[row] for row in self.rows], dtype=object)
+        self.owner, names = pd.factorize(subjects)
+        self.subjects, self.images = [str(name) for name in names], np.bincount(self.owner)
+        known = None if prepared.spacings_mm is None else prepared.spacings_mm[self.rows]
+        self.spacings_mm = measures.usable_spacings(known, self.subjects)
+        self.spool = archive.Spool(out)
+        self.methods: list[str] = []
+        self.pixels: dict[str, NDArray[np.int64]] = {}  # see evaluation.counts, (subjects, K, 3)
+        self.bins: dict[str, measures.Counts] = {}  # (subjects, K, BINS, 4)
+        self.all_bins: dict[str, measures.Counts] = {}  # (K, BINS, 4)
+        self.overlaps: dict[str, NDArray[np.int64]] = {}  # (subjects, K, S, S)
+        self.incomplete: dict[tuple[str, int], list[tuple[int, Masks, Masks]]] = {}
+        self.measured: dict[tuple[str, int], pd.DataFrame] = {}
+
+    def close(self) -> None:
+        """Remove what lies on the disk."""
+        self.spool.close()
 
     def add(
-        self, method: str, probabilities: Probabilities, truth: Masks, steps: Probabilities | None = None
+        self,
+        method: str,
+        rows: Sequence[int],
+        probabilities: Probabilities,
+        truth: Masks,
+        steps: Probabilities | None = None,
     ) -> None:
         """Take in a batch and its truth, (n, K, H, W), and the votes behind it, (S, n, K, H, W), if any."""
-        self.masks.setdefault(method, []).append(evaluation.segment(probabilities))
+        if method not in self.methods:
+            self.methods.append(method)
+        places = [self.place[row] for row in rows]
+        owner, masks = self.owner[places], evaluation.segment(probabilities)
+        self.spool.append(f"mask:{method}", np.packbits(masks))
+        self._pool(self.pixels, method, owner, evaluation.counts(masks, truth))
+        if self.metrics:
+            self._measure(method, places, masks, truth)
         if not set(measures.CALIBRATION).isdisjoint(self.metrics):
-            self.bins.setdefault(method, []).append(measures.bins(probabilities, truth))
+            counts = measures.bins(probabilities, truth)
+            self._pool(self.bins, method, owner, counts)
+            total = self.all_bins.setdefault(method, np.zeros(counts.shape[1:]))
+            for of_image in counts:  # one by one, as the sum over all images
+                total += of_image
         if steps is None or len(steps) < 2:
             return
         bits = np.rint(disagreement.information(steps) * disagreement.LEVELS).astype(np.uint8)
-        self.maps.setdefault(method, []).append(bits)
-        self.overlaps.setdefault(method, []).append(disagreement.overlaps(steps))
+        self.spool.append(f"uncertainty:{method}", bits)
+        self._pool(self.overlaps, method, owner, disagreement.overlaps(steps))
+
+    def scores(self, method: str) -> list[pd.DataFrame]:
+        """Tables of subject, class, metric and value, once all images are there."""
+        found = [evaluation.from_counts(self.pixels[method], self.subjects, self.classes)]
+        if method in self.overlaps:
+            found.append(disagreement.scores(self.overlaps[method], self.subjects, self.classes))
+        if self.metrics:
+            found.append(pd.concat([self.measured[method, s] for s in range(len(self.subjects))]))
+        if method in self.bins:
+            found.append(measures.of_bins(self.bins[method], self.subjects, self.classes, self.metrics))
+        return found
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, NDArray[Any] | archive.Growing]:
+        """Masks as bits, maps and sums of bins of all methods; `shape` is that of the masks."""
+        bits, arrays = int(np.prod(shape)), dict[str, NDArray[Any] | archive.Growing]()
+        for method in self.methods:
+            name = f"mask:{method}"
+            arrays[name] = archive.Growing(self.spool, name, (-(-bits // 8),))
+        for method in self.overlaps:
+            name = f"uncertainty:{method}"
+            arrays[name] = archive.Growing(self.spool, name, shape)
+        return arrays | {f"bins:{method}": sums for method, sums in self.all_bins.items()}
+
+    def _pool(
+        self, pooled: dict[str, NDArray[Any]], method: str, owner: NDArray[Any], values: NDArray[Any]
+    ) -> None:
+        if method not in pooled:
+            pooled[method] = np.zeros((len(self.subjects), *values.shape[1:]), values.dtype)
+        np.add.at(pooled[method], owner, values)
+
+    def _measure(self, method: str, places: Sequence[int], masks: Masks, truth: Masks) -> None:
+        """Measure the subjects whose last image this batch has."""
+        for i, place in enumerate(places):
+            subject = int(self.owner[place])
+            images = self.incomplete.setdefault((method, subject), [])
+            images.append((place, masks[i], truth[i]))
+            if len(images) < self.images[subject]:
+                continue
+            del self.incomplete[method, subject]
+            spacing = None if self.spacings_mm is None else self.spacings_mm[[p for p, _, _ in images]]
+            self.measured[method, subject] = measures.of_masks(
+                np.stack([mask for _, mask, _ in images]),
+                np.stack([mask for _, _, mask in images]),
+                [self.subjects[subject]] * len(images),
+                self.classes,
+                self.metrics,
+                spacing,
+            )
 
 
 def _score_heads(
@@ -146,7 +234,7 @@ def _score_heads(
     out: Mapping[Fit, Path],
 ) -> None:
     """Score some heads on one test set."""
-    with PreparedSet(data) as prepared:
+    with PreparedSet(data) as prepared, contextlib.ExitStack() as spools:
         failures: dict[Fit, TedmError] = {}
         asked: dict[Fit, tuple[base.Head, str]] = {}
         predictions: dict[Fit, _Predictions] = {}
@@ -166,7 +254,8 @@ def _score_heads(
                 failures[fit] = error
                 continue
             asked[fit] = (head, made_from or "")
-            predictions[fit] = _Predictions(spec.get("metrics", ()))
+            made = _Predictions(prepared, spec.get("metrics", ()), out[fit])
+            predictions[fit] = spools.enter_context(contextlib.closing(made))
         for rows in (
             _batches(prepared, f"{spec['method']} on {dataset}, {len(asked)} heads") if asked else ()
         ):
@@ -200,7 +289,7 @@ def _predict(
         votes = None
         if head.voting:
             votes = steps[[head.timesteps.index(t) for t in timesteps or head.timesteps]]
-        predictions.add(method, head.combine(steps, timesteps), truth, votes)
+        predictions.add(method, rows, head.combine(steps, timesteps), truth, votes)
 
 
 def _batches(prepared: PreparedSet, label: str) -> Iterator[list[int]]:
@@ -217,52 +306,28 @@ def _batches(prepared: PreparedSet, label: str) -> Iterator[list[int]]:
 def _write(
     predictions: _Predictions, prepared: PreparedSet, dataset: str, fit: Fit, out: Path, made_from: str = ""
 ) -> None:
-    rows, (n, seed) = prepared.rows("test"), fit
-    truth = prepared.masks(rows)
-    subjects = [prepared.subjects[row] for row in rows]
-    masks = {method: np.concatenate(parts) for method, parts in predictions.masks.items()}
-    tables = []
-    for method, mask in masks.items():
-        found = [evaluation.scores(mask, truth, subjects, prepared.classes)]
-        if method in predictions.overlaps:
-            common = np.concatenate(predictions.overlaps[method])
-            found.append(disagreement.scores(common, subjects, prepared.classes))
-        if predictions.metrics:
-            known = None if prepared.spacings_mm is None else prepared.spacings_mm[rows]
-            found.append(
-                measures.of_masks(mask, truth, subjects, prepared.classes, predictions.metrics, known)
-            )
-        if method in predictions.bins:
-            counts = np.concatenate(predictions.bins[method])
-            found.append(measures.of_bins(counts, subjects, prepared.classes, predictions.metrics))
-        tables += [
-            evaluation.labelled(
-                rows_of_method,
-                dataset=dataset,
-                method=method,
-                n_train=n,
-                seed=seed,
-                synthetic=prepared.synthetic,
-            )
-            for rows_of_method in found
-        ]
+    rows, (n, seed) = predictions.rows, fit
+    height, width = prepared.image_shape[1:]
+    shape = (len(rows), len(prepared.classes), height, width)
+    tables = [
+        evaluation.labelled(
+            found, dataset=dataset, method=method, n_train=n, seed=seed, synthetic=prepared.synthetic
+        )
+        for method in predictions.methods
+        for found in predictions.scores(method)
+    ]
     scores = out / f"{dataset}.csv"
     evaluation.write_scores(scores, pd.concat(tables))
-    arrays: dict[str, Any] = {
+    arrays: dict[str, NDArray[Any] | archive.Growing] = {
         "ids": np.array([prepared.ids[row] for row in rows]),
-        "shape": np.array(truth.shape),
+        "shape": np.array(shape),
         "synthetic": np.array(prepared.synthetic),
         "made_from": np.array([made_from, digest_file(scores)]),
         "bits_per_level": np.array(1 / disagreement.LEVELS),
     }
-    arrays |= {f"mask:{method}": np.packbits(mask) for method, mask in masks.items()}
-    arrays |= {f"uncertainty:{method}": np.concatenate(parts) for method, parts in predictions.maps.items()}
-    arrays |= {
-        f"bins:{method}": np.concatenate(parts).sum(axis=0) for method, parts in predictions.bins.items()
-    }
     with whole(out / f"{dataset}.npz") as partial_file, partial_file.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    say(f"{next(iter(masks))} n={n}: scored {len(rows)} images of {dataset}")
+        archive.write(file, arrays | predictions.arrays(shape))
+    say(f"{predictions.methods[0]} n={n}: scored {len(rows)} images of {dataset}")
 
 
 def _made_from(spec: Mapping[str, Any], head: Path, features: FeatureStore) -> str | None:
@@ -290,25 +355,59 @@ def _with(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)  # a data set's name may have a dot
 
 
-def read_masks(path: Path) -> tuple[list[str], dict[str, NDArray[np.uint8]]]:
-    """Read ids and, by method, masks (N, K, H, W) that a scoring job wrote."""
+def read_masks(
+    path: Path, methods: Collection[str] | None = None, ids: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, Masks]]:
+    """Read ids and, by method, masks (N, K, H, W) that a scoring job wrote.
+
+    Args:
+        path: the file (.npz).
+        methods: only these; None: all.
+        ids: only these images, in this order: no others get into memory; None: all.
+
+    Raises:
+        TedmError: missing, damaged, or without one of the images or methods.
+    """
     again = f"`snakemake --cores all {path}` (with the same --configfile, if any) makes it"
     if not path.exists():
         raise TedmError(f"{path}: no such file; {again}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            shape = tuple(int(s) for s in archive["shape"])
-            count = int(np.prod(shape))
-            masks = {
-                key.removeprefix("mask:"): np.unpackbits(archive[key], count=count).reshape(shape)
-                for key in archive.files
-                if key.startswith("mask:")
-            }
-            if not masks:
+        with np.load(path, allow_pickle=False) as stored:
+            shape = tuple(int(s) for s in stored["shape"])
+            there = [str(name) for name in stored["ids"]]
+            names = [key.removeprefix("mask:") for key in stored.files if key.startswith("mask:")]
+            if not names:
                 raise ValueError("no masks")
-            return [str(name) for name in archive["ids"]], masks
+            chosen = [name for name in names if methods is None or name in methods]
+            places = range(shape[0]) if ids is None else _places(path, there, ids)
+            if ids is None:
+                masks = {
+                    name: np.unpackbits(stored[f"mask:{name}"], count=int(np.prod(shape))).reshape(shape)
+                    for name in chosen
+                }
+                return there, masks
+        return list(ids), {name: _some_masks(path, name, shape, places) for name in chosen}
     except UNREADABLE as error:
         raise TedmError(f"{path}: damaged ({error}); delete it, then {again} again") from None
+
+
+def _places(path: Path, there: Sequence[str], ids: Sequence[str]) -> list[int]:
+    place = {name: i for i, name in enumerate(there)}
+    missing = [name for name in ids if name not in place]
+    if missing:
+        raise TedmError(f"{path}: has no image {', '.join(missing)}; delete it and run again")
+    return [place[name] for name in ids]
+
+
+def _some_masks(path: Path, method: str, shape: tuple[int, ...], places: Sequence[int]) -> Masks:
+    bits, rows = int(np.prod(shape[1:])), sorted(set(places))
+    starts = [row * bits // 8 for row in rows]
+    spans = archive.read_spans(path, f"mask:{method}", starts, bits // 8 + 2)
+    by_row = {
+        row: np.unpackbits(span)[row * bits % 8 :][:bits].reshape(shape[1:])
+        for row, span in zip(rows, spans, strict=True)
+    }
+    return np.stack([by_row[row] for row in places])
 
 
 def read_bins(path: Path) -> dict[str, measures.Counts]:
@@ -327,18 +426,28 @@ def read_bins(path: Path) -> dict[str, measures.Counts]:
         raise TedmError(f"{path}: damaged ({error}); delete it and run again") from None
 
 
-def read_uncertainty(path: Path, method: str) -> NDArray[np.float32] | None:
+def read_uncertainty(
+    path: Path, method: str, ids: Sequence[str] | None = None
+) -> NDArray[np.float32] | None:
     """Read the uncertainty maps of a method in bits, (N, K, H, W); None where it does not vote.
 
     Args:
         path: what a scoring job wrote, with the ids and masks that `read_masks` gives.
         method: a head that votes, or a reading of one.
+        ids: only these images, in this order: no others get into memory; None: all.
     """
+    name = f"uncertainty:{method}"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if f"uncertainty:{method}" not in archive.files:
+        with np.load(path, allow_pickle=False) as stored:
+            if name not in stored.files:
                 return None
-            levels = archive[f"uncertainty:{method}"].astype(np.float32)
-            return np.asarray(levels * np.float32(archive["bits_per_level"]), np.float32)
+            shape, unit = tuple(int(s) for s in stored["shape"]), np.float32(stored["bits_per_level"])
+            if ids is None:
+                return np.asarray(stored[name].astype(np.float32) * unit, np.float32)
+            places = _places(path, [str(text) for text in stored["ids"]], ids)
+        size, rows = int(np.prod(shape[1:])), sorted(set(places))
+        spans = archive.read_spans(path, name, [row * size for row in rows], size)
+        by_row = {row: span.reshape(shape[1:]) for row, span in zip(rows, spans, strict=True)}
+        return np.stack([by_row[row] for row in places]).astype(np.float32) * unit
     except UNREADABLE as error:
         raise TedmError(f"{path}: damaged ({error}); delete it and run again") from None

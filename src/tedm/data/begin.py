@@ -33,6 +33,7 @@ class Found:
     names: list[str]  # without suffix
     files: list[Path]
     masks: "Found | None" = None
+    by_class: "dict[str, Found]" = field(default_factory=dict)  # where each class has a folder of masks
     mask_suffix: str = ""
     name: str = ""
     labelled: int = 0
@@ -67,7 +68,12 @@ def first_config(folder: Path) -> str:
     masks = [f for f in found if MASKS.search(f.path.as_posix())]
     for mask in masks:
         _match(mask, images)
-    labelled = sorted((f for f in images if f.masks is not None), key=lambda f: -f.labelled)
+    for image in images:
+        image.by_class = _beside(image, masks)
+    # A folder called train is trained on; others of its kind are tested on.
+    labelled = sorted(
+        (f for f in images if f.masks is not None), key=lambda f: (not _is_train(f.path), -f.labelled)
+    )
     unlabelled = sorted((f for f in images if f.masks is None), key=lambda f: -len(f.names))
     if not labelled:
         seen = ", ".join(f"{f.path.as_posix()} ({len(f.names)} files)" for f in found)
@@ -127,6 +133,19 @@ def _match(mask: Found, images: Sequence[Found]) -> None:
         best[2].labelled, best[2].mask_suffix, best[2].masks = *best[:2], mask
 
 
+def _is_train(path: Path) -> bool:
+    return any(part.lower() in ("train", "training") for part in path.parts)
+
+
+def _beside(image: Found, masks: Sequence[Found]) -> dict[str, Found]:
+    """Folders of masks of the same names beside those of an image folder: one for each class."""
+    if image.masks is None or image.family != "folder":
+        return {}
+    home, names = image.masks.path.parent, set(image.masks.names)
+    siblings = {m.path.name: m for m in masks if m.path.parent == home and set(m.names) == names}
+    return siblings if len(siblings) > 1 and MASKS.search(home.as_posix()) else {}
+
+
 def _look(labelled: Sequence[Found]) -> Looks:
     looks, first = Looks(), labelled[0]
     assert first.masks is not None
@@ -143,7 +162,9 @@ def _look(labelled: Sequence[Found]) -> Looks:
                 looks.channels = 3
     looks.size = next((size for size in SIZES if size <= min(sides)), SIZES[-1])
     foreground = values - {0}
-    if len(foreground) > 1 and max(foreground) <= 64 and min(values) >= 0:
+    if first.by_class:
+        looks.classes = list(first.by_class)
+    elif len(foreground) > 1 and max(foreground) <= 64 and min(values) >= 0:
         looks.classes = [f"class {k}" for k in range(1, max(foreground) + 1)]
     return looks
 
@@ -178,20 +199,16 @@ def _name(path: Path, taken: set[str]) -> str:
 
 def _yaml(folder: Path, labelled: list[Found], unlabelled: list[Found], looks: Looks) -> str:
     first = labelled[0]
+    test_on = [f.name for f in labelled]
     n_train, n_val, n_test = _parts(first.labelled)
+    split = f"{{train: {n_train}, val: {n_val}, test: {n_test}}}"
+    if _is_train(first.path) and len(labelled) > 1:
+        test_on, n_train = test_on[1:], n_train + n_test
+        split = f"{{train: {n_train}, val: {n_val}}}"
     backbone = unlabelled[0].name if unlabelled else first.name
     sizes = [n for n in (1, 3, 6, 12, 24, 49, 98, 197) if n < n_train] + [n_train]
-    test_on = [f.name for f in labelled]
     sets = "".join(
-        [
-            _dataset(
-                f,
-                f"{{train: {n_train}, val: {n_val}, test: {n_test}}}",
-            )
-            if f is first
-            else _dataset(f, "{test: 1.0}")
-            for f in labelled
-        ]
+        [_dataset(f, split if f is first else "{test: 1.0}") for f in labelled]
         + [_dataset(f, "{unlabelled: 1.0}") for f in unlabelled]
     )
     return f"""\
@@ -252,7 +269,8 @@ def _dataset(found: Found, split: str) -> str:
         f"      images: {_text(found.path.as_posix())}",
     ]
     if found.masks is not None:
-        lines.append(f"      masks: {_text(found.masks.path.as_posix())} # {found.labelled} fit")
+        masks: object = {name: each.path.as_posix() for name, each in found.by_class.items()}
+        lines.append(f"      masks: {_text(masks or found.masks.path.as_posix())} # {found.labelled} fit")
         if found.mask_suffix:
             lines.append(f"      mask_suffix: {_text(found.mask_suffix)}")
     if found.family == "folder":

@@ -1,5 +1,6 @@
 """A contact sheet: small images with the outlines of their masks, to look at before anything is trained."""
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,15 +34,21 @@ def draw(path: Path, title: str, shown: Sequence[tuple[str, str, Seen]], classes
     low = min((seen.low for _, _, seen in shown), default=0.0)
     high = max((seen.high for _, _, seen in shown), default=1.0)
     rows = -(-len(shown) // COLUMNS)
-    cell, head = THUMBNAIL + 8, 44
-    sheet = Image.new("RGB", (COLUMNS * cell, head + rows * (cell + CAPTION)), (24, 24, 24))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    pen.text((6, 5), title, (235, 235, 235), font)
-    x = 6.0
+    cell, font = THUMBNAIL + 8, ImageFont.load_default(13)
+    entries, x, y = [], 6.0, 24
     for colour, name in [*zip(_colours(len(classes)), classes, strict=True), *_legend()]:
-        pen.rectangle((x, 28, x + 9, 37), colour)
-        pen.text((x + 13, 24), name, (200, 200, 200), font)
-        x += 26 + pen.textlength(name, font)
+        wide = 26 + font.getlength(name)
+        if x + wide > COLUMNS * cell:
+            x, y = 6.0, y + 18
+        entries.append((x, y, colour, name))
+        x += wide
+    head = y + 20
+    sheet = Image.new("RGB", (COLUMNS * cell, head + rows * (cell + CAPTION)), (24, 24, 24))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((6, 5), title, (235, 235, 235), font)
+    for x, y, colour, name in entries:
+        pen.rectangle((x, y + 4, x + 9, y + 13), colour)
+        pen.text((x + 13, y), name, (200, 200, 200), font)
     for place, (name, split, seen) in enumerate(shown):
         if seen.thumbnail is None:
             continue
@@ -58,7 +65,10 @@ def _legend() -> list[tuple[tuple[int, int, int], str]]:
 
 
 def _colours(count: int) -> list[tuple[int, int, int]]:
-    return [COLOURS[k % len(COLOURS)] for k in range(count)]
+    """One for each class; beyond the list, hues that the golden angle keeps apart."""
+    more = (colorsys.hsv_to_rgb(0.13 + 0.618 * k % 1, 0.45 + 0.1 * (k % 4), 1) for k in range(count))
+    made = [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more]
+    return [*COLOURS, *made][:count]
 
 
 def _caption(

@@ -16,7 +16,7 @@ from PIL import Image
 from tedm.config import DatasetConfig, ImageConfig
 from tedm.data import prepared
 from tedm.data.parts import Part, Parts
-from tedm.data.preprocess import Fit, image_to_square, mask_to_square, square_spacing
+from tedm.data.preprocess import Fit, image_to_square, mask_to_square, square_spacing, white_for
 from tedm.data.sources import Found, Picture, Source, open_source
 from tedm.data.splits import SPLITS, assign, itemised
 from tedm.errors import TedmError
@@ -123,6 +123,8 @@ def _write(out: Path, label: str, image: ImageConfig, work: "_Work", parts: Part
         pairs, again = itertools.tee(pairs)  # the writer takes one of each in turn: tee holds one pair
         masks = (mask for _, mask in again)
     spacing = np.concatenate([block.spacing_mm for block in blocks])
+    skipped = work.skipped + [pair for block in blocks for pair in block.skipped]
+    unused = {name for name, _ in skipped}
     prepared.write(
         out,
         label,
@@ -138,7 +140,8 @@ def _write(out: Path, label: str, image: ImageConfig, work: "_Work", parts: Part
         source=source.description,
         licence=source.licence,
         cite=source.cite,
-        skipped=work.skipped + [pair for block in blocks for pair in block.skipped],
+        skipped=skipped,
+        missing=Counter(unit.split for unit in work.units if unit.id in unused),
     )
 
 
@@ -157,6 +160,10 @@ def _summarise(out: Path, sidecar: Path) -> None:
         write_json(sidecar, summary)
         if data.skipped:
             say(f"{out}: {len(data.skipped)} skipped:{itemised([reason for _, reason in data.skipped])}")
+        if data.missing:
+            # Who is tested must not depend on which files of others are damaged.
+            lost = ", ".join(f"{count} of {split}" for split, count in data.missing.items())
+            say(f"{out}: {lost} missing for that; no others take their places")
     say(f"{out}: " + ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split]))
 
 
@@ -259,8 +266,7 @@ class _Work:
         low, high = min(block.extremes[0] for block in blocks), max(block.extremes[1] for block in blocks)
         if low < 0:
             return low, high
-        whites = (1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16)))
-        return 0.0, float(next((white for white in whites if high <= white), high))
+        return 0.0, white_for(high)
 
     def _cannot_use(self, name: str, reason: str) -> None:
         if self.skip:

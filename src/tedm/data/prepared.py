@@ -3,10 +3,12 @@
 import hashlib
 import itertools
 import json
+import zlib
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import h5py
@@ -14,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tedm.data.splits import SPLITS, enumerated
-from tedm.digests import canonical_json
+from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.files import whole
 
 FORMAT = "tedm prepared data set"
-VERSION = 1
+VERSION = 2  # 1 had no checksums, and is read without them
 SKIPPED = "skipped"
+CHECKSUMS = "{}_crc32"  # of each row of images or masks
+AGAIN = "check the disk, delete the file and prepare the data set again"
 BUFFER_BYTES = 4 << 20  # written at a time: one HDF5 call per image would cost more than decoding it
 
 Images = npt.NDArray[np.float32]
@@ -45,6 +49,7 @@ def write(
     licence: str,
     cite: str,
     skipped: Sequence[tuple[str, str]] = (),
+    missing: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Write a prepared data set, whole or not at all; the same content gives the same bytes.
 
@@ -69,6 +74,7 @@ def write(
         licence: their terms of use.
         cite: whom to cite.
         skipped: images or volumes that could not be used, as (id, reason).
+        missing: how many of them each split lost.
 
     Raises:
         TedmError: no images, an id twice, a subject in two splits, wrong shapes, types or values.
@@ -100,25 +106,43 @@ def write(
         if skipped:
             # Beside the rows; an attribute holds 64 kB at most.
             file.create_dataset(SKIPPED, data=[list(pair) for pair in skipped], dtype=h5py.string_dtype())
+        file.attrs["missing"] = json.dumps({name: missing[name] for name in SPLITS if missing.get(name)})
         file.attrs["synthetic"] = synthetic
         file.attrs["source"] = source
         file.attrs["licence"] = licence
         file.attrs["cite"] = cite
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = VERSION
+        about = _about(ids, subjects, splits, classes, (float(lo), float(hi)), spacing_mm)
+        file.attrs["header_digest"] = digest_of(about)
         content = {
-            "ids": list(ids),
-            "subjects": list(subjects),
-            "splits": list(splits),
-            "classes": list(classes),
-            "intensity_range": [float(lo), float(hi)],
+            **about,
             "images": pixels.digest(),
             "masks": None if labels is None else labels.digest(),
         }
-        if spacing_mm is not None:
-            content["spacing_mm"] = np.nan_to_num(spacing_mm, nan=0.0).tolist()
         # Last: a file without it is not whole.
-        file.attrs["digest"] = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+        file.attrs["digest"] = digest_of(content)
+
+
+def _about(
+    ids: Sequence[str],
+    subjects: Sequence[str],
+    splits: Sequence[str],
+    classes: Sequence[str],
+    intensity_range: Range,
+    spacing_mm: npt.NDArray[np.float64] | None,
+) -> dict[str, Any]:
+    """All that digests are made of but pixels."""
+    about: dict[str, Any] = {
+        "ids": list(ids),
+        "subjects": list(subjects),
+        "splits": list(splits),
+        "classes": list(classes),
+        "intensity_range": list(intensity_range),
+    }
+    if spacing_mm is not None:
+        about["spacing_mm"] = np.nan_to_num(spacing_mm, nan=0.0).tolist()
+    return about
 
 
 class PreparedSet:
@@ -133,6 +157,7 @@ class PreparedSet:
             unknown; None: nothing is known.
         spacing_mm: height and width of a pixel in mm where all images have the same; else None.
         skipped: what could not be used, as (id, reason).
+        missing: how many images or volumes each split lost by that.
         synthetic: whether the images are drawn, not measured.
         source: where the images come from.
         licence: their terms of use.
@@ -142,6 +167,7 @@ class PreparedSet:
         subjects: one per row.
         splits: one per row.
         image_shape: (C, H, W).
+        deep: whether the images had more than 8 bits.
         has_masks: whether `masks` can be called.
 
     Raises:
@@ -176,9 +202,9 @@ class PreparedSet:
                 f" expected {FORMAT!r}). Give a file that `tedm prepare` made."
             )
         version = int(attributes["format_version"])
-        if version != VERSION:
+        if version not in (1, VERSION):
             raise TedmError(
-                f"{self.path}: has format version {version}, this tedm reads {VERSION};"
+                f"{self.path}: has format version {version}, this tedm reads 1 and {VERSION};"
                 " prepare the data set again, or use the tedm that made it"
             )
         if "digest" not in attributes:
@@ -194,6 +220,7 @@ class PreparedSet:
         self.skipped: list[tuple[str, str]] = (
             [(name, reason) for name, reason in file[SKIPPED].asstr()[...]] if SKIPPED in file else []
         )
+        self.missing: dict[str, int] = json.loads(attributes.get("missing", "{}"))
         self.synthetic = bool(attributes["synthetic"])
         self.source, self.licence = str(attributes["source"]), str(attributes["licence"])
         self.cite, self.digest = str(attributes["cite"]), str(attributes["digest"])
@@ -203,9 +230,23 @@ class PreparedSet:
         self.has_masks = "masks" in file
         channels, height, width = file["images"].shape[1:]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
+        self.deep = bool(file["images"].dtype != np.uint8)
         lengths = {len(file[name]) for name in file if name != SKIPPED}
         if lengths != {len(self.ids)}:
             raise TedmError(f"{self.path}: damaged (its parts have {sorted(lengths)} rows). {again}")
+        self._checksums: dict[str, npt.NDArray[np.uint32]] = {}
+        if version == 1:
+            return
+        about = _about(
+            self.ids, self.subjects, self.splits, self.classes, self.intensity_range, self.spacings_mm
+        )
+        if attributes["header_digest"] != digest_of(about):
+            raise TedmError(
+                f"{self.path}: damaged (ids, subjects, splits, classes, intensity range or spacing are not"
+                f" what was written). {again}"
+            )
+        for name in ("images", "masks") if self.has_masks else ("images",):
+            self._checksums[name] = np.asarray(file[CHECKSUMS.format(name)])
 
     def __enter__(self) -> Self:
         return self
@@ -244,9 +285,11 @@ class PreparedSet:
         subjects = list(dict.fromkeys(self.subjects[row] for row in rows))
         if not 1 <= n <= len(subjects):
             what = "images" if len(subjects) == len(rows) else "subjects"
+            lost = self.missing.get("train", 0)
+            without = f" without the {lost} that were skipped" if lost else ""
             raise TedmError(
                 f"{self.label}: evaluation.train_sizes asks for {n} training {what}, but the split train"
-                f" has {len(subjects)}; choose a size from 1 to that, or enlarge the split"
+                f" has {len(subjects)}{without}; choose a size from 1 to that, or enlarge the split"
             )
         place = {subject: rank for rank, subject in enumerate(subjects[:n])}
         chosen = [row for row in rows if self.subjects[row] in place]
@@ -273,12 +316,22 @@ class PreparedSet:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"{self.path}: rows {wanted.min()} … {wanted.max()} of {len(self)}")
         runs = list(_runs(wanted))
-        if len(runs) == 1:  # the whole set, say: without a second copy
-            return np.asarray(dataset[int(wanted[0]) : int(wanted[-1]) + 1])
-        out = np.empty((wanted.size, *dataset.shape[1:]), dataset.dtype)
-        # h5py's own list indexing wants rows sorted and once each; a slice per run is as fast.
-        for start, stop in runs:
-            out[start:stop] = dataset[int(wanted[start]) : int(wanted[stop - 1]) + 1]
+        try:
+            if len(runs) == 1:  # the whole set, say: without a second copy
+                out = np.asarray(dataset[int(wanted[0]) : int(wanted[-1]) + 1])
+            else:
+                out = np.empty((wanted.size, *dataset.shape[1:]), dataset.dtype)
+                # h5py's own list indexing wants rows sorted and once each; a slice per run is as fast.
+                for start, stop in runs:
+                    out[start:stop] = dataset[int(wanted[start]) : int(wanted[stop - 1]) + 1]
+        except OSError as error:
+            raise TedmError(f"{self.path}: cannot be read ({error}); {AGAIN}") from None
+        if name in self._checksums:
+            for row, values, expected in zip(wanted, out, self._checksums[name][wanted], strict=True):
+                if zlib.crc32(values) != expected:
+                    raise TedmError(
+                        f"{self.path}: damaged: {name} of {self.ids[row]} are not what was written; {AGAIN}"
+                    )
         return out
 
 
@@ -302,6 +355,7 @@ class _Writer:
         self.file, self.name, self.path, self.ids = file, name, path, ids
         self.hash = hashlib.sha256()
         self.buffer: npt.NDArray[Any] = np.empty(0)
+        self.checksums = array("L")
         self.written = self.filled = 0
 
     def append(self, row: npt.NDArray[Any], problem: str | None) -> None:
@@ -323,6 +377,7 @@ class _Writer:
                 f" before it {self.buffer.shape[1:]} and {self.buffer.dtype}"
             )
         self.buffer[self.filled] = row
+        self.checksums.append(zlib.crc32(self.buffer[self.filled]))
         self.filled += 1
         if self.filled == len(self.buffer):
             self._flush()
@@ -341,6 +396,7 @@ class _Writer:
         self._flush()
         if self.written < len(self.ids):
             raise TedmError(f"{self.path}: {self.written} {self.name} for {len(self.ids)} ids")
+        self.file.create_dataset(CHECKSUMS.format(self.name), data=np.array(self.checksums, np.uint32))
 
     def digest(self) -> str:
         return self.hash.hexdigest()

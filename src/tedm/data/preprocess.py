@@ -10,6 +10,16 @@ from PIL import Image
 Fit = Literal["stretch", "pad", "crop"]
 
 
+def white_for(high: float) -> float:
+    """The stored value that stands for white in an image of more than 8 bits, from its greatest value.
+
+    The full range of the fewest bits (10, 12, 14 or 16) that hold it, as detectors with 12 bits fill files
+    of 16; floating-point numbers within 0 … 1 as they are.
+    """
+    whites = (1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16)))
+    return float(next((white for white in whites if high <= white), high))
+
+
 def image_to_square(
     channels: list[Image.Image], size: int, fit: Fit, black: float = 0.0
 ) -> npt.NDArray[Any]:

@@ -124,7 +124,10 @@ def _described(dataset: FileDataset, path: Path, window: Window) -> tuple[tuple[
         )
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise TedmError(f"{path}: has {frames} frames, expected one image; save them as single files")
+        raise TedmError(
+            f"{path}: has {frames} frames, expected one image; save them as single files,"
+            " or a volume as NIfTI (`type: nifti`)"
+        )
     grey = dataset.PhotometricInterpretation in GREY
     rescaled = (
         "ModalityLUTSequence" in dataset
@@ -142,12 +145,24 @@ def _decoded(dataset: FileDataset, path: Path) -> npt.NDArray[Any]:
         raise TedmError(f"{path}: does not fit into memory; scale it down") from None
     except Exception as error:  # decoders meet damaged files with nearly any exception
         syntax = dataset.file_meta.get("TransferSyntaxUID")
+        if syntax is not None and not _known(syntax):
+            raise TedmError(
+                f"{path}: stored as {syntax.name}, which is not read; store it uncompressed, or remove it"
+            ) from None
         if syntax is not None and not _decodes(syntax):
             raise TedmError(
                 f"{path}: stored as {syntax.name}, for which no decoder is installed;"
                 " `pip install tedm[dicom]` brings some"
             ) from None
         raise TedmError(f"{path}: cannot be read ({error}); copy it again or remove it") from None
+
+
+def _known(syntax: Any) -> bool:
+    try:
+        get_decoder(syntax)
+    except NotImplementedError:
+        return bool(not syntax.is_transfer_syntax or not syntax.is_compressed)
+    return True
 
 
 def _decodes(syntax: Any) -> bool:

@@ -122,6 +122,9 @@ def plane_spacing(volume: Volume, axis: Axis) -> tuple[float, float, float]:
     return volume.spacing_mm[along], second, first
 
 
+MM = {"meter": 1000.0, "micron": 0.001}  # others are mm, as the standard's readers take unknown ones
+
+
 def _opened(location: Location) -> Any:
     try:
         if isinstance(location, Member):
@@ -150,6 +153,11 @@ def _opened(location: Location) -> Any:
         raise TedmError(
             f"{location}: too large to be read safely ({'×'.join(map(str, size))} voxels); scale it down"
         )
+    scale = image.affine[:3, :3]
+    if not (
+        np.isfinite(image.affine).all() and np.linalg.matrix_rank(scale / (np.abs(scale).max() or 1)) == 3
+    ):
+        raise TedmError(f"{location}: its affine is singular, so voxels have no size; mend its header")
     if image.get_data_dtype().kind not in "iuf":
         raise TedmError(f"{location}: has voxels of type {image.get_data_dtype()}, expected real numbers")
     return (
@@ -168,7 +176,9 @@ def _values(location: Location) -> tuple[npt.NDArray[Any], npt.NDArray[np.float6
     image = _opened(location)
     try:
         canonical = nib.as_closest_canonical(image)
-        return np.asanyarray(canonical.dataobj), np.asarray(canonical.affine, np.float64)
+        affine = np.array(canonical.affine, np.float64)
+        affine[:3] *= MM.get(image.header.get_xyzt_units()[0], 1.0)
+        return np.asanyarray(canonical.dataobj), affine
     except MemoryError:
         raise TedmError(f"{location}: does not fit into memory; scale it down") from None
     except Exception as error:

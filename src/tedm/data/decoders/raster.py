@@ -36,8 +36,13 @@ def pixels(path: Path, channels: int) -> npt.NDArray[Any]:
         TedmError: the file cannot be read.
     """
     with _opened(path) as image:
-        found = [np.asarray(channel) for channel in _channels(_upright(image), channels)]
-        return found[0][None] if channels == 1 else np.stack(found)  # spare a copy
+        return of_image(image, channels)
+
+
+def of_image(image: Image.Image, channels: int) -> npt.NDArray[Any]:
+    """What `pixels` gives, of an image that is open."""
+    found = [np.asarray(channel) for channel in _channels(_upright(image), channels)]
+    return found[0][None] if channels == 1 else np.stack(found)  # spare a copy
 
 
 def shares(path: Path, classes: Sequence[str]) -> npt.NDArray[np.float32]:
