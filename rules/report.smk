@@ -18,7 +18,7 @@ rule table1:
     benchmark:
         "<benchmarks>/table1.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -67,7 +67,7 @@ rule study_tables:
     benchmark:
         "<benchmarks>/study_tables.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -101,7 +101,7 @@ rule study_figures:
     benchmark:
         "<benchmarks>/figures/study.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -137,7 +137,7 @@ rule report:
     benchmark:
         "<benchmarks>/report.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -160,7 +160,7 @@ rule count_cost:
     benchmark:
         "<benchmarks>/cost/gmac.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=3000,
@@ -184,7 +184,7 @@ rule measure_cost:
     benchmark:
         "<benchmarks>/cost/seconds.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: workflow.cores  # so that nothing runs beside it
     resources:
         gpu=min(1, EXPERIMENT.gpus),
@@ -214,7 +214,7 @@ rule table4:
     benchmark:
         "<benchmarks>/table4.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -242,13 +242,13 @@ rule learning_curves:
     benchmark:
         "<benchmarks>/figures/learning_curves.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
     params:
-        spec=canonical_json(report_spec()),
+        spec=canonical_json({**report_spec(), "seed": EXPERIMENT.seed}),
         scores=lambda w, input: directory_of(input.scores[0], 4),
     shell:
         "tedm learning-curves --spec {params.spec:q} --scores {params.scores} --out {output.png} 2>&1 | tee {log}"
@@ -272,7 +272,7 @@ rule segmentations:
     benchmark:
         "<benchmarks>/figures/segmentations.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -310,7 +310,7 @@ rule uncertainty:
     benchmark:
         "<benchmarks>/uncertainty.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,

@@ -60,23 +60,47 @@ def test_a_mean_that_its_interval_does_not_tell_from_zero_is_undecided():
     assert row["verdict"] == "undecided"
 
 
-def test_few_subjects_prove_nothing():
-    found = assessed({"few": np.full(4, 0.2)}, subjects=4)
-    assert set(found["verdict"]) == {"undecided"}
+def test_what_so_few_subjects_could_not_show_is_not_tested():
+    # All signs alike: p = 2 / 2^5 = 0.0625 with five subjects, and 0.03125 with six.
+    found = assessed({"few": np.linspace(0.2, 0.3, 5)}, subjects=5)
+    assert set(found["verdict"]) == {"not tested"}
+    assert found["p_holm"].isna().all()
+    [said] = claims.sentences(found)
+    assert said.verdict == "not tested"
+    assert "So few subjects could not show it" in said.evidence
+    assert "p " not in said.evidence.split(":")[1]
+    found = assessed({"enough": np.linspace(0.2, 0.3, 6)}, subjects=6)
+    overall = found[found["n_train"] == claims.ALL_SIZES].iloc[0]
+    assert (overall["verdict"], overall["p_holm"]) == ("supported", 2 / 2**6)
+
+
+def test_a_claim_about_other_domains_is_not_tested_where_the_labels_came_from():
+    rows = score_rows({"home": np.linspace(0.04, 0.06, 20), "away": np.linspace(0.04, 0.06, 20)})
+    about = {**CLAIM, "out_of_domain": True}
+    found = claims.assess(rows, [about], {"home": "HOME", "away": "AWAY"}, "home", 0.05)
+    overall = found[found["n_train"] == claims.ALL_SIZES].set_index("dataset")
+    assert overall["verdict"].to_dict() == {"HOME": "not tested", "AWAY": "supported"}
+    assert overall.loc["AWAY", "p_holm"] == pytest.approx(2 / 2**20)  # the only test: nothing to correct
+    home, _ = claims.sentences(found)
+    assert "the claim is about other ones" in home.evidence
+
+
+def test_the_sentence_of_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert [claims.signed(x) for x in (0.04, -0.04, 1.26, -1.26)] == ["0.0", "0.0", "+1.3", "−1.3"]
 
 
 def test_sentences_say_who_where_how_much_and_how_sure():
     found = assessed({"up": np.linspace(0.04, 0.06, 20)})
-    [(claim, verdict, sentence)] = claims.sentences(found)
-    assert (claim, verdict) == ("A beats B", "supported")
+    [said] = claims.sentences(found)
+    assert (said.claim, said.verdict, said.compared) == ("A beats B", "supported", "A against B")
+    assert said.lead == "On UP, A is 5.0 points of Dice above B."
     for words in (
-        "On UP (in domain, 20 subjects, averaged over 2 training sizes)",
-        "A is 5.0 points of Dice above B",
+        "In domain, 20 subjects, mean of 2 training sizes: difference +5.0, 95 % interval +4",
         "p < 0.001",
-        "This supports the claim.",
+        "In this run, that supports the claim.",
         "supported at n = 1, 6.",
     ):
-        assert words in sentence
+        assert words in said.evidence
     text = claims.markdown(found)
     assert text.startswith("# The study's claims in this run\n\n## A beats B\n\n- **supported**: On UP")
 
@@ -120,6 +144,41 @@ def test_the_demos_claims_compare_what_the_study_compares():
     small = found["Small steps generalise better"]
     assert small["better"] == ["LR t=1", "LR t=10", "LR t=25", "LR t=50"]
     assert small["worse"] == ["LR t=200", "LR t=400", "LR t=600", "LR t=800"]
+
+
+def with_contrastive_baselines():
+    e = demo()
+    network = e.baselines["Supervised"]
+    rivals = {
+        name: network.model_copy(update={"label": label, "pretrained": name})
+        for name, label in {"global": "Global CL", "local": "Global & Local CL"}.items()
+    }
+    return e.model_copy(update={"baselines": {**rivals, "Supervised": network}})
+
+
+def test_the_rivals_of_table_1_are_rows_under_their_published_names():
+    e = with_contrastive_baselines()
+    names = study.published_names(e)["methods"]
+    assert {n: names[n] for n in map(e.method_of, e.baselines)} == {
+        "Global CL": "Global CL",
+        "Global & Local CL": "Global & Local CL",
+        "Supervised": "Sup. Baseline",
+    }
+    assert study.figures(e)["figure2"]["beside"] == ["Supervised", "LEDM"]
+    rivals = {(c["claim"], c["worse"][0]) for c in study.claims(e) if "features beat" in c["claim"]}
+    assert rivals == {
+        ("Diffusion features beat the supervised network", "Supervised"),
+        ("Diffusion features beat contrastive pretraining", "Global CL"),
+        ("Diffusion features beat contrastive pretraining", "Global & Local CL"),
+    }
+
+
+def test_what_is_scored_beyond_dice_has_a_table_of_its_own():
+    e = demo()
+    assert "further" not in study.tables(e)
+    asked = e.model_copy(update={"evaluation": e.evaluation.model_copy(update={"metrics": ["iou", "ece"]})})
+    assert study.tables(asked)["further"]["metrics"] == ["iou", "ece"]
+    assert study.tables(asked)["further"]["methods"] == e.methods()
 
 
 # ── ours beside theirs ──────────────────────────────────────────────────────────────────────────

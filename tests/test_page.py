@@ -13,7 +13,7 @@ import pytest
 import yaml
 from matplotlib.path import Path as Outline
 
-from tedm import config, evaluation
+from tedm import config, evaluation, measures
 from tedm.data import prepared
 from tedm.report import overlays, page, results, study
 
@@ -22,47 +22,69 @@ EXPERIMENT = yaml.safe_load((PROJECT / "tests" / "tiny.yaml").read_text())
 NASTY = '</script><b>& "x" \''
 
 
-def discs(count, size=16):
-    """Masks of discs that grow, (N, 1, H, W)."""
+def discs(count, classes=1, size=16):
+    """Masks of discs that grow, (N, K, H, W); the last of several classes is missing in the first image."""
     y, x = np.mgrid[:size, :size]
-    radius = np.linspace(3, 6, count)[:, None, None]
-    return ((x - 7) ** 2 + (y - 8) ** 2 < radius**2).astype(np.uint8)[:, None]
+    radius = np.linspace(3, 6, count)[:, None, None, None] / classes
+    centre = (np.arange(classes)[:, None, None] + 0.5) * size / classes
+    masks = ((x - centre) ** 2 + (y - 8) ** 2 < radius**2).astype(np.uint8)
+    if classes > 1:
+        masks[0, -1] = 0
+    return masks
 
 
-def write_run(base, e):
+def write_run(base, e, images=6, slices=1):
     """Data, scores and masks of an experiment, as its jobs would leave them."""
     for dataset in e.evaluation.test_on:
-        truth = discs(6)
-        names = [f"{dataset}-{i}" for i in range(6)]
+        classes = list(e.image.classes)
+        truth = discs(images, len(classes))
+        subjects = [f"{dataset}-{i // slices}" for i in range(images)]
+        names = [f"{dataset}-{i}" for i in range(images)]
         about = {
             "intensity_range": (0, 255),
-            "synthetic": True,
+            "synthetic": dataset in e.synthetic,
             "source": "test",
             "licence": "",
             "cite": "",
         }
-        splits = ["test"] * 6
-        images = (200 * truth).astype(np.uint8)
         path = base / "data" / f"{dataset}.h5"
-        prepared.write(path, dataset, images, truth, names, names, splits, ["lungs"], **about)
+        grey = (200 * truth.max(axis=1, keepdims=True)).astype(np.uint8)
+        splits = ["test"] * images
+        prepared.write(path, dataset, grey, truth, names, subjects, splits, classes, **about)
         path.with_suffix(".json").write_text(json.dumps({"digest": "d1" * 32}))
-        sources = {name: [name] for name in e.baselines} | {
+        sources = {name: [e.method_of(name)] for name in e.baselines} | {
             name: [name, *head.readings] for name, head in e.heads.items()
         }
+        runs = [(n, seed) for n in e.evaluation.train_sizes for seed in e.evaluation.seeds]
         for source, methods in sources.items():
-            for n in e.evaluation.train_sizes:
-                tables, masks = [], {}
+            for n, seed in runs:
+                tables, packed = [], {"ids": np.array(names), "shape": np.array(truth.shape)}
                 for k, method in enumerate(methods):
-                    masks[method] = np.roll(truth, k + (n < 2), axis=3)
-                    found = evaluation.scores(masks[method], truth, names, ["lungs"])
-                    run = {"dataset": dataset, "method": method, "n_train": n, "seed": 0, "synthetic": True}
-                    tables.append(evaluation.labelled(found, **run))
-                out = base / "scores" / source / f"n{n}" / "seed0" / dataset
+                    masks = np.roll(truth, k + (n < 2) + seed, axis=3)
+                    bins = measures.bins(0.1 + 0.8 * masks, truth)
+                    wanted = e.evaluation.metrics
+                    spacing = np.tile([3.0, 0.5, 0.7], (images, 1))
+                    found = pd.concat(
+                        [
+                            evaluation.scores(masks, truth, subjects, classes),
+                            measures.of_masks(masks, truth, subjects, classes, wanted, spacing),
+                            measures.of_bins(bins, subjects, classes, wanted),
+                        ]
+                    )
+                    tables.append(
+                        evaluation.labelled(
+                            *(found,),
+                            dataset=dataset,
+                            method=method,
+                            n_train=n,
+                            seed=seed,
+                            synthetic=about["synthetic"],
+                        )
+                    )
+                    packed |= {f"mask:{method}": np.packbits(masks), f"bins:{method}": bins.sum(axis=0)}
+                out = base / "scores" / source / f"n{n}" / f"seed{seed}" / dataset
                 evaluation.write_scores(out.with_suffix(".csv"), pd.concat(tables))
-                packed = {f"mask:{m}": np.packbits(mask) for m, mask in masks.items()}
-                np.savez(
-                    out.with_suffix(".npz"), ids=np.array(names), shape=np.array(truth.shape), **packed
-                )
+                np.savez(out.with_suffix(".npz"), **packed)
     backbone = base / "backbones" / "ddpm" / "digest.json"
     backbone.parent.mkdir(parents=True)
     backbone.write_text(json.dumps({"digest": "b2" * 32}))
@@ -81,6 +103,7 @@ def specs(e):
         "methods": e.methods(),
         "datasets": [[d, e.datasets[d].label] for d in e.evaluation.test_on],
         "sources": [*e.baselines, *e.heads],
+        "labels": {name: e.method_of(name) for name in e.baselines},
         "train_sizes": e.evaluation.train_sizes,
         "seeds": e.evaluation.seeds,
         "level": e.evaluation.level,
@@ -92,6 +115,7 @@ def specs(e):
     drawn["reliability"] = study.reliability(e)
     claims = {"claims": study.claims(e), "published": study.published_names(e)}
     shown = ["figure1", *study.figures(e), *study.examples(e)]
+    shown += ["reliability"] if study.reliability(e) else []
     of_page = {"left_out": study.left_out(e), "figures": shown, "config": e.model_dump(mode="json")}
     return common | claims, common | drawn, common | of_page
 
@@ -99,9 +123,12 @@ def specs(e):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Results directory and settings of a run whose title is hostile to HTML."""
-    e = config.parse({**EXPERIMENT, "title": NASTY})
-    base = tmp_path_factory.mktemp("run")
-    write_run(base, e)
+    return reported(tmp_path_factory.mktemp("run"), config.parse({**EXPERIMENT, "title": NASTY}))
+
+
+def reported(base, e, **drawn):
+    """Results directory, and settings of the page, of a run that has its report."""
+    write_run(base, e, **drawn)
     tables, figures, of_page = specs(e)
     results.write_tables(tables, base / "scores", base)
     results.write_table1(tables, base / "scores", base / "table1.csv")
@@ -110,6 +137,20 @@ def run(tmp_path_factory):
     )
     page.write_page(of_page, base, base / "report.html")
     return base, of_page
+
+
+@pytest.fixture(scope="module")
+def run_of_volumes(tmp_path_factory):
+    """The same of volumes with three classes, two seeds, every further metric, and one of the rivals."""
+    pytest.importorskip("monai")
+    brains = yaml.safe_load((PROJECT / "experiments" / "brain.yaml").read_text())
+    brains["image"] = {"size": 32, "classes": ["left thalamus", "right thalamus", "brain stem"]}
+    wanted = ["iou", "volume_similarity", "hd95", "assd", "brier", "ece"]
+    brains["evaluation"] |= {"seeds": [0, 1], "metrics": wanted}
+    brains["pretraining"] = {"cl": {"type": "global", "data": "brains"}}
+    rival = {"label": "Global & Local CL", "pretrained": "cl"}
+    brains["baselines"] = {"glocal": rival, **brains["baselines"]}
+    return reported(tmp_path_factory.mktemp("volumes"), config.parse(brains), images=16, slices=2)
 
 
 class Elements(html.parser.HTMLParser):
@@ -166,6 +207,53 @@ def test_every_column_and_row_of_a_table_has_a_heading(elements):
     assert all(attributes.get("scope") in ("row", "col") for attributes in headings)
     count = [tag for tag, _ in elements.found]
     assert count.count("table") == count.count("caption")
+
+
+def test_the_page_of_volumes_has_every_class_seed_and_metric(run_of_volumes):
+    base, spec = run_of_volumes
+    text = (base / "report.html").read_text(encoding="utf-8")
+    shown = json.loads(Elements(text).scripts[0])
+    assert shown["remark"] == "Of 2 seeds, seed 0 is shown; the number in the table is their mean."
+    assert shown["classes"]["brains"] == ["left thalamus", "right thalamus", "brain stem"]
+    assert "Table 1." not in text  # of volumes alone, Table 3 says the same
+    assert "brains|Global &amp; Local CL|4" in text
+    long = pd.read_csv(base / "further_long.csv")
+    assert list(dict.fromkeys(long["metric"])) == [
+        *("iou", "volume_similarity", "hd95_mm", "assd_mm", "brier", "ece"),
+    ]
+    assert set(long["seeds"]) == {2}
+    for row in long.itertuples():
+        digits = 2 if row.metric in ("brier", "ece") else 1
+        assert f"{row.mean:.{digits}f} ± {row.std:.{digits}f}" in text
+    for metric, of_metric in long.groupby("metric"):
+        for _, cells in of_metric.groupby("n_train"):
+            best = cells["mean"].idxmin() if metric in measures.LOWER_IS_BETTER else cells["mean"].idxmax()
+            assert cells.loc[best, "bold"]
+    for words in (
+        "95th-percentile Hausdorff distance in mm (lower is better)",
+        "3 classes; training sizes 1, 4; 2 seeds. Tested on UK Biobank (phantom) (8 subjects).",
+    ):
+        assert words in text
+    assert (base / "figures" / "reliability.pdf").stat().st_size > 1000
+    assert {"further", "table3", "table6"} == set(spec["tables"])
+
+
+def test_every_table_of_volumes_compiles(run_of_volumes, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("needs pdflatex")
+    names = sorted(path.stem for path in run_of_volumes[0].glob("*.tex"))
+    assert names == ["further", "table1", "table3", "table6"]
+    for name in names:
+        shutil.copy(run_of_volumes[0] / f"{name}.tex", tmp_path)
+    inputs = "".join(rf"\input{{{name}}}\clearpage" for name in names)
+    document = (
+        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
+    )
+    (tmp_path / "main.tex").write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Float too large" not in done.stdout
 
 
 def test_every_cell_of_dice_leads_to_its_best_middle_and_worst_subject(run, elements):
@@ -249,20 +337,29 @@ def test_a_contour_encloses_exactly_the_pixels_of_its_mask(seed):
 
 
 @pytest.mark.slow
-def test_a_browser_opens_the_page_without_an_error(run, tmp_path):
+@pytest.mark.parametrize(
+    ("of", "words"), [("run", "2 names, said "), ("run_of_volumes", "5 names, said Of 2 seeds")]
+)
+def test_a_browser_opens_the_page_without_an_error(of, words, request, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs Chromium")
-    text = (run[0] / "report.html").read_text(encoding="utf-8")
+    text = (request.getfixturevalue(of)[0] / "report.html").read_text(encoding="utf-8")
     # Clicks on a number, a figure and a heading; what came of it goes into the title.
     clicks = """<script>
         const said = [];
         addEventListener("error", (event) => said.push("error " + event.message));
         document.querySelector(".cell").click();
         said.push(document.querySelectorAll("#viewer svg image").length + " images");
+        said.push(document.querySelectorAll("#viewer .key span").length + " names");
+        said.push("said " + document.querySelector("#viewer-body").lastChild.textContent.slice(0, 10));
         document.querySelector("#viewer").close();
         document.querySelector(".enlarge").click();
         said.push(document.querySelectorAll("#viewer img").length + " figure");
+        const frame = document.querySelector(".zoomed");
+        said.push(frame.scrollWidth >= 900 && frame.tabIndex === 0 ? "enlarged" : "not enlarged");
+        const reached = [...document.querySelectorAll("main button, main summary, main a")];
+        said.push(reached.every((one) => one.tabIndex === 0) ? "by key" : "not by key");
         document.querySelectorAll(".sortable thead button")[1].click();
         const rows = [...document.querySelector(".sortable").tBodies[0].rows];
         const column = rows.map((row) => +row.cells[1].dataset.sort);
@@ -282,4 +379,4 @@ def test_a_browser_opens_the_page_without_an_error(run, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
-    assert "<title>3 images, 1 figure, sorted</title>" in done.stdout
+    assert f"<title>3 images, {words}, 1 figure, enlarged, by key, sorted</title>" in done.stdout

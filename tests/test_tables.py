@@ -208,7 +208,7 @@ def test_latex_is_balanced_and_escaped(made):
 def test_latex_compiles(scores, tmp_path):
     if shutil.which("pdflatex") is None:
         pytest.skip("needs pdflatex")
-    nasty = {"jsrt": r'a&b %c $d #e _f {g} ~h ^i \j <k> |l| "m" – ± × ≥ …', "nih": "Zürich"}
+    nasty = {"jsrt": r'a&b %c $d #e _f {g} ~h ^i \j <k> |l| "m" – ± × ≥ …', "nih": "Zürich λ µm 日本 Łódź"}
     made = tables.table(scores, "dice", ["TEDM", "LEDM"], nasty, note="50 % & more_", synthetic={"jsrt"})
     tables.write(made, tmp_path / "table1.csv")
     document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table1}\end{document}"
@@ -217,6 +217,42 @@ def test_latex_compiles(scores, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:]
     assert (tmp_path / "main.pdf").exists()
+
+
+def test_where_lower_is_better_the_lowest_is_bold_and_in_its_unit(scores):
+    far = scores[scores["metric"] == "dice"].assign(metric="hd95_mm", value=lambda r: 100 * r["value"])
+    made = tables.table(far, "hd95_mm", ["LEDM", "TEDM"], LABELS, synthetic={"jsrt"})
+    assert made.cell("jsrt", "LEDM", 1) == ("88.0 ± 2.9", True)  # mm are not percent
+    assert made.cell("jsrt", "TEDM", 1) == ("92.5 ± 2.3", False)
+    assert next(tables.caption(made)).startswith(
+        "95th-percentile Hausdorff distance in mm; lower is better, mean ± standard deviation"
+    )
+
+
+def test_the_caption_says_where_all_are_bold_because_subjects_are_too_few(scores):
+    made = tables.table(scores, "dice", ["LEDM", "TEDM"], LABELS, synthetic=())
+    assert not made.too_few("jsrt")  # eight subjects: p can be 2 / 2^8
+    assert made.too_few("nih")  # three: never below 0.25
+    assert made.cells.loc[made.cells["dataset"] == "nih", "bold"].all()
+    [few] = [s for s in tables.caption(made) if "Too few" in s]
+    assert few.endswith("so that all are bold: NIH_XLSor.")
+    seven = [f"c{k}" for k in range(7)]  # and eight subjects with seven classes: 7 * 2 / 2^8 = 0.055
+    values = np.linspace(0.5, 0.9, 56)
+    of_seven = pd.concat([rows(values, "A", classes=seven), rows(values / 2, "B", classes=seven)])
+    assert tables.table(of_seven, "dice", ["A", "B"], {"jsrt": "JSRT"}, synthetic=()).too_few("jsrt")
+
+
+def test_a_table_that_is_longer_than_a_page_goes_on_under_the_same_number():
+    methods = [f"m{i}" for i in range(22)]
+    good = np.linspace(0.5, 0.9, 4)
+    scores = pd.concat([rows(good, m, dataset) for m in methods for dataset in "abcd"])
+    made = tables.table(scores, "dice", methods, {d: d.upper() for d in "abcd"}, synthetic=())
+    text = tables.latex(made, "tab:long")
+    pages = text.split(r"\begin{table}")[1:]
+    assert [page.count(r"\textit") for page in pages] == [4, 4]
+    assert [page.count(r" \\") for page in pages] == [49, 49]  # methods, two lines a heading, and the names
+    assert text.count(r"\label{tab:long}") == text.count(r"\addtocounter{table}{-1}") == 1
+    assert r"\caption{(continued)}" in pages[1]
 
 
 def test_a_hundred_thousand_scores_take_seconds():

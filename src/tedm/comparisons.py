@@ -86,7 +86,7 @@ def summarise(rows: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd.D
     """
     rows = rows[rows["method"].isin(methods)]
     dataset, metric = rows["dataset"].iloc[0], rows["metric"].iloc[0]
-    scale, lower = _scale(metric), metric in measures.LOWER_IS_BETTER
+    scale, lower = measures.scale(metric), metric in measures.LOWER_IS_BETTER
     values = statistics.subject_values(rows)
     cube = _cube(values)
     low, high = bootstrap.intervals(cube, bootstrap.weights(len(cube), seed, "bootstrap", dataset))
@@ -127,13 +127,14 @@ def differences(rows: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd
     Returns:
         A row per training size and method but the best (`DIFFERENCES`). difference, low, high: method minus
         reference in percent points (distances in their unit), mean over subjects and classes, and the
-        bootstrap's 95 % interval. wins: subjects where the method is larger.
+        bootstrap's 95 % interval. wins: subjects where the method is better than the reference (smaller,
+        where lower is better); rank_biserial and d_z are positive where it is better, too.
         p_value: Wilcoxon signed-rank over subjects (mean of their classes); p_holm: corrected over the
         methods of this size.
     """
     rows = rows[rows["method"].isin(methods)]
     dataset, metric = rows["dataset"].iloc[0], rows["metric"].iloc[0]
-    scale, lower = _scale(metric), metric in measures.LOWER_IS_BETTER
+    scale, lower = measures.scale(metric), metric in measures.LOWER_IS_BETTER
     values = statistics.subject_values(rows)
     drawn = bootstrap.weights(values.index.unique("subject").size, seed, "bootstrap", dataset)
     found = of_subjects(values)
@@ -152,6 +153,7 @@ def differences(rows: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd
         p_values = [statistics.signed_rank(d, np.zeros(len(d))).p_value for d in tests]
         for i, (m, p) in enumerate(zip(others, holm(p_values), strict=True)):
             d = np.round(tests[i][~np.isnan(tests[i])], statistics.DECIMALS)
+            d = -d if lower else d  # positive: better
             made.append(
                 (
                     *(dataset, metric, int(n), reference, m),
@@ -161,11 +163,6 @@ def differences(rows: pd.DataFrame, methods: Sequence[str], seed: int = 0) -> pd
                 )
             )
     return pd.DataFrame(made, columns=list(DIFFERENCES))
-
-
-def _scale(metric: str) -> float:
-    """Fractions are told in percent, distances in their unit."""
-    return 1.0 if metric.startswith(measures.DISTANCES) else 100.0
 
 
 def _cube(values: pd.DataFrame) -> Values:

@@ -15,10 +15,40 @@ DISTANCES = ("hd95", "assd")
 CALIBRATION = ("brier", "ece")
 LOWER_IS_BETTER = ("hd95_mm", "hd95_px", "assd_mm", "assd_px", *CALIBRATION)
 FRACTIONS = (*OVERLAP, *CALIBRATION)  # others have the unit in their name
+NAMES = {  # of a metric, as a heading has them; what is not here is written as it is
+    "iou": "IoU",
+    "volume_similarity": "Volume similarity",
+    "hd95": "95th-percentile Hausdorff distance",
+    "assd": "Average symmetric surface distance",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+}
 BINS = 15  # of the probability, for ECE and the reliability figure [Guo et al. 2017]
 SUMS = ("pixels", "probability", "truth", "squared error")  # of each bin
 
 Counts = NDArray[np.float64]
+
+
+def named(metric: str) -> tuple[str, str]:
+    """The name of a metric in a heading, and its unit: percent, mm or px."""
+    name, _, unit = metric.partition("_") if metric.startswith(DISTANCES) else (metric, "", "percent")
+    return NAMES.get(name, name[:1].upper() + name[1:]), unit
+
+
+def decimals(metric: str) -> int:
+    """Of a value in a table: as the study, and one more where background makes the numbers small."""
+    return 2 if metric in CALIBRATION else 1
+
+
+def scale(metric: str) -> float:
+    """Fractions are told in percent, distances in their unit."""
+    return 1.0 if metric.startswith(DISTANCES) else 100.0
+
+
+def found_names(wanted: Collection[str], there: Collection[str]) -> list[str]:
+    """The metrics of score files that answer to what was asked for: hd95 is hd95_mm, hd95_px or both."""
+    names = {m: (f"{m}_mm", f"{m}_px") if m in DISTANCES else (m,) for m in wanted}
+    return [name for m in wanted for name in names[m] if name in there]
 
 
 def of_masks(
@@ -53,17 +83,31 @@ def of_masks(
         Columns subject, class, metric and value; hd95 and assd are called hd95_mm or hd95_px.
     """
     owner, names = pd.factorize(np.asarray(subjects, dtype=object))
-    flat = len(names) == len(subjects)
-    known = spacings_mm is not None and not np.isnan(spacings_mm[:, 1 if flat else 0 :]).any()
+    spacings_mm = usable_spacings(spacings_mm, list(names))
+    unit = "px" if spacings_mm is None else "mm"
     rows: list[tuple[str, str, str, float]] = []
     for i, name in enumerate(names):
         of_subject = np.flatnonzero(owner == i)
         a, b = (x[of_subject].swapaxes(0, 1) != 0 for x in (predicted, masks))  # (K, D, H, W)
-        spacing = spacings_mm[of_subject[0]] if known and spacings_mm is not None else np.ones(3)
+        spacing = np.ones(3) if spacings_mm is None else spacings_mm[of_subject[0]]
         for k, in_class in enumerate(classes):
-            for metric, value in _of_one(a[k], b[k], wanted, spacing, "mm" if known else "px"):
+            for metric, value in _of_one(a[k], b[k], wanted, spacing, unit):
                 rows.append((str(name), in_class, metric, value))
     return pd.DataFrame(rows, columns=["subject", "class", "metric", "value"])
+
+
+def usable_spacings(
+    spacings_mm: NDArray[np.float64] | None, names: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """The spacings of a data set's images, (N, 3), if all that its subjects need is known; else None.
+
+    Args:
+        spacings_mm: as for `of_masks`.
+        names: of the subjects, each once. As many as images: these are flat, without a distance of slices.
+    """
+    if spacings_mm is None or np.isnan(spacings_mm[:, 1 if len(names) == len(spacings_mm) else 0 :]).any():
+        return None
+    return spacings_mm
 
 
 def _of_one(

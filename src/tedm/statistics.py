@@ -64,7 +64,14 @@ def _all_signs(ranks: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple
     return float(min(seen, ranks.sum() - seen)), float(min(p_value, 1.0))
 
 
-def compare_with_best(values: pd.DataFrame, level: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def least_p(pairs: int) -> float:
+    """The smallest two-sided p-value that a signed-rank test of so many pairs can give: all signs alike."""
+    return min(2.0 ** (1 - pairs), 1.0)
+
+
+def compare_with_best(
+    values: pd.DataFrame, level: float, *, lower_is_better: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test every method against the one with the best mean; bold is what the test does not tell from it.
 
     The published rule (Rosnati et al. 2023, tables 1-3). With several classes, each is tested on its own
@@ -73,9 +80,10 @@ def compare_with_best(values: pd.DataFrame, level: float) -> tuple[pd.DataFrame,
     them cannot be told from it: its p-value is the largest of those. The best itself has p = 1.
 
     Args:
-        values: one row per subject and class (index levels subject, class), one column per method, higher
-            is better; NaN where a class is absent.
+        values: one row per subject and class (index levels subject, class), one column per method; NaN
+            where a class is absent.
         level: p-values below it tell two methods apart.
+        lower_is_better: the best mean is the smallest, as of distances and errors.
 
     Returns:
         A row per method (`SUMMARY`): mean and population standard deviation (ddof 0, numpy's and the
@@ -85,7 +93,8 @@ def compare_with_best(values: pd.DataFrame, level: float) -> tuple[pd.DataFrame,
     by_class = values.index.get_level_values("class")
     classes = list(dict.fromkeys(by_class))
     means = values.mean(axis=0)
-    best = [m for m in values.columns if means[m] >= means.max() - 10.0**-DECIMALS]
+    goodness = -means if lower_is_better else means
+    best = [m for m in values.columns if goodness[m] >= goodness.max() - 10.0**-DECIMALS]
     tests: list[tuple[object, ...]] = []
     p_values: dict[str, float] = {}
     for method in values.columns:

@@ -41,10 +41,12 @@ def write_table4(spec: Mapping[str, Any], gmac: Path, seconds: Path, out: Path) 
         made.to_csv(partial, index=False, na_rep="nan", float_format="%.4g", lineterminator="\n")
     first = pd.read_csv(seconds).iloc[0]
     caption = (
-        "Cost of predicting one image. GMAC: 10^9 multiply-accumulates of convolutions, matrix products and"
-        " attention, as PyTorch's flop counter counts them; norms, activations, softmax and whatever is"
-        " computed outside PyTorch (–) are not counted. Passes: runs of the network, one per timestep."
-        f" Seconds: median, one image at a time, {first['device']}, {first['threads']} threads;"
+        "Cost of predicting one image. GMAC: billions of multiply-accumulates of convolutions, matrix"
+        " products and attention, as PyTorch's flop counter counts them; norms, activations, softmax and"
+        " whatever is computed outside PyTorch (–) are not counted. Passes: runs of the network, one per"
+        " timestep."
+        f" Seconds: median, one image at a time, {first['device']}, {first['threads']}"
+        f" thread{'' if first['threads'] == 1 else 's'};"
         " reading a stored feature instead of computing it costs no pass."
     )
     head, cells = list(COLUMNS.values()), [_cells(row) for row in rows]
@@ -123,10 +125,12 @@ def _latex(head: list[str], cells: list[list[str]], caption: str, label: str) ->
     body = [" & ".join(map(tables.latex_escaped, row)) + r" \\" for row in (head, *cells)]
     lines = [
         r"% needs \usepackage{booktabs}",
-        r"\begin{table}[tb]",
+        r"\begin{table}[tbp]",
         r"  \centering",
         rf"  \caption{{{tables.latex_escaped(caption)}}}",
         rf"  \label{{{label}}}",
+        r"  \vspace{4pt}",
+        r"  \footnotesize",
         rf"  \begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"    \toprule",
         f"    {body[0]}",

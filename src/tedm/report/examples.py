@@ -46,7 +46,10 @@ def draw(
     tall = cell * height / width
     across = left + columns * (cell + GAP)
     lines = textwrap.wrap(note, int(across * 17))
-    top, bottom = 0.55, 0.42 + 0.13 * len(lines)
+    heading = textwrap.wrap(title, int(across * 12))
+    handles = _legend(classes)
+    across_legend, rows_of_legend = figures.fitted([str(h.get_label()) for h in handles], across)
+    top, bottom = 0.4 + 0.15 * len(heading), 0.2 + 0.18 * rows_of_legend + 0.13 * len(lines)
     down = top + len(methods) * (tall + GAP) + bottom
     with figures.canvas(path, (across, down)) as figure:
         for i, method in enumerate(methods):
@@ -68,16 +71,14 @@ def draw(
                     )
                 if k == 0:
                     ax.set_ylabel(method, rotation=0, ha="right", va="center", labelpad=6)
-        figure.text(0.5, 1 - 0.06 / down, title, ha="center", va="top", fontsize=9, fontweight="bold")
-        figure.legend(
-            handles=_legend(classes),
-            loc="lower center",
-            bbox_to_anchor=(0.5, (bottom - 0.33) / down),
-            ncols=min(len(classes), 5) + 2,
-            frameon=False,
-            fontsize=8,
-            borderpad=0,
+        figure.text(
+            *(0.5, 1 - 0.06 / down, "\n".join(heading)),
+            ha="center",
+            va="top",
+            fontsize=9,
+            fontweight="bold",
         )
+        figures.legend_below(figure, handles, across_legend, bottom - 0.12)
         figure.text(
             *(0.5, 0.06 / down, "\n".join(lines)),
             ha="center",
@@ -94,10 +95,7 @@ def _legend(classes: Sequence[str]) -> list[Line2D | Patch]:
             Line2D([], [], color=figures.PREDICTION, label="Prediction"),
         ]
     return [
-        *(
-            Patch(color=figures.OVERLAY[k % len(figures.OVERLAY)], label=name)
-            for k, name in enumerate(classes)
-        ),
+        *(figures.swatch(k, name) for k, name in enumerate(classes)),
         Line2D([], [], color=figures.INK, linestyle="--", label="Truth"),
         Line2D([], [], color=figures.INK, label="Prediction"),
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
@@ -15,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
-from scipy import stats
 
 from tedm import evaluation
 from tedm.errors import TedmError
@@ -29,8 +29,11 @@ INK, GREY = "#24292f", "#6e7781"
 # Okabe and Ito (2008): told apart with any colour vision. Markers differ too, for prints without colour.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 MARKERS = "osD^vPX"
-# On radiographs the lighter ones come first.
-OVERLAY = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+# On radiographs the lighter ones come first; the same ones paler make the 15 classes of the study.
+OVERLAY = (
+    *("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2"),
+    *("#B1DDF5", "#F4D38A", "#8AD1BD", "#F8F3AD", "#E8C2D7", "#ECB18A", "#8ABBDA", "#FFFFFF"),
+)
 TRUTH, PREDICTION = OVERLAY[:2]  # where there is one class
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -57,6 +60,7 @@ def segmentations(
     truth: NDArray[np.uint8],
     predictions: Mapping[str, NDArray[Any]],
     *,
+    dice: Mapping[str, Sequence[float]],
     labels: Sequence[str],
     classes: Sequence[str],
     synthetic: bool,
@@ -66,7 +70,7 @@ def segmentations(
 
     One row per image; columns: the truth alone, then each method. One class: truth in blue, prediction in
     orange, what only one of them contains tinted in its colour. Several classes: a colour each, the truth
-    dashed; the Dice is the mean over classes.
+    dashed.
 
     Args:
         path: .png, .pdf or .svg.
@@ -74,6 +78,7 @@ def segmentations(
         truth: masks of 0 and 1, (N, K, H, W).
         predictions: for each method masks of 0 and 1 or probabilities, (N, K, H, W), as `evaluation.scores`
             takes them.
+        dice: for each method the Dice of each image's subject, as a fraction, (N,).
         labels: of the rows, (N,).
         classes: names, (K,).
         synthetic: whether the images are drawn, not measured; the figure then says so.
@@ -85,18 +90,19 @@ def segmentations(
             f"{path.name}: {count} images {images.shape}, masks {truth.shape}, {len(labels)} labels and"
             f" {len(classes)} classes do not belong together"
         )
-    dice = {method: _dice(predicted, truth, classes) for method, predicted in predictions.items()}
     masks = {method: _masks(predicted) for method, predicted in predictions.items()}
     columns = 1 + len(predictions)
     # Inches: labels on the left, titles above, legend and remarks below.
     left = 0.25 + 0.068 * max(len(line) for label in labels for line in label.split("\n"))
     cell = min((WIDTH - left) / columns - GAP, 2.1)
     tall = cell * height / width
-    remarks = ["Numbers are the Dice in %."] * bool(predictions)
+    remarks = ["Numbers are the subject's Dice in %."] * bool(predictions)
     remarks += ["Synthetic images, drawn by a program: no patients."] * synthetic + [note] * bool(note)
     across = left + columns * (cell + GAP)
     lines = textwrap.wrap(" ".join(remarks), int(across * 17))
-    bottom = 0.38 + 0.13 * len(lines)
+    handles = _segmentation_legend(classes, with_predictions=bool(predictions))
+    across_legend, rows_of_legend = fitted([str(h.get_label()) for h in handles], across)
+    bottom = 0.2 + 0.18 * rows_of_legend + 0.13 * len(lines)
     size = (across, 0.28 + count * (tall + GAP) + bottom)
     longest = max(map(len, ["Truth", *predictions]))
     with canvas(path, size) as figure:
@@ -117,16 +123,10 @@ def segmentations(
                     )
                 if column == 0:
                     ax.set_ylabel(labels[row], rotation=0, ha="right", va="center", labelpad=6, fontsize=8)
-        _segmentation_legend(figure, classes, bottom - 0.3, with_predictions=bool(predictions))
+        legend_below(figure, handles, across_legend, bottom - 0.12)
         figure.text(
             0.5, 0.06 / size[1], "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color=GREY
         )
-
-
-def _dice(predicted: NDArray[Any], truth: NDArray[np.uint8], classes: Sequence[str]) -> list[float]:
-    found = evaluation.scores(predicted, truth, [str(i) for i in range(len(truth))], classes)
-    of_images = found[found["metric"] == "dice"].groupby("subject", sort=False)["value"].mean()
-    return [float(value) for value in of_images]
 
 
 def _masks(predicted: NDArray[Any]) -> NDArray[np.uint8]:
@@ -185,9 +185,33 @@ def mark(ax: Axes, dice: float, inches: float) -> None:
     )
 
 
-def _segmentation_legend(
-    figure: Figure, classes: Sequence[str], above: float, *, with_predictions: bool
-) -> None:
+def fitted(labels: Sequence[str], inches: float) -> tuple[int, int]:
+    """Columns and rows in which a legend of these labels, at 8 points, is at most so many inches wide."""
+    wide = [0.068 * len(label) + 0.48 for label in labels]
+    for rows in range(1, len(labels)):
+        columns = [max(wide[i : i + rows]) for i in range(0, len(wide), rows)]  # filled downwards
+        if sum(columns) <= inches:
+            return -(-len(labels) // rows), rows
+    return 1, max(len(labels), 1)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, top: float) -> None:
+    """A legend whose upper edge is so many inches above the figure's lower one."""
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, top / float(figure.get_size_inches()[1])),
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        handlelength=1.6,
+        columnspacing=1.4,
+        borderpad=0,
+        borderaxespad=0,
+    )
+
+
+def _segmentation_legend(classes: Sequence[str], *, with_predictions: bool) -> list[Any]:
     if len(classes) == 1:
         handles: list[Any] = [Line2D([], [], color=TRUTH, label="Truth")]
         if with_predictions:
@@ -197,23 +221,17 @@ def _segmentation_legend(
                 Patch(color=_on_grey(PREDICTION), label="False positive"),
             ]
     else:
-        handles = [Patch(color=OVERLAY[k % len(OVERLAY)], label=name) for k, name in enumerate(classes)]
+        handles = [swatch(k, name) for k, name in enumerate(classes)]
         handles += [
             Line2D([], [], color=INK, linestyle="--", label="Truth"),
             Line2D([], [], color=INK, label="Prediction"),
         ]
-    height = float(figure.get_size_inches()[1])
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, above / height),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=8,
-        handlelength=1.6,
-        columnspacing=1.4,
-        borderpad=0,
-    )
+    return handles
+
+
+def swatch(k: int, name: str) -> Patch:
+    """The k-th class in a legend; framed, since one colour is white."""
+    return Patch(facecolor=OVERLAY[k % len(OVERLAY)], edgecolor=GREY, linewidth=0.4, label=name)
 
 
 def _on_grey(colour: str) -> tuple[float, float, float]:
@@ -221,16 +239,16 @@ def _on_grey(colour: str) -> tuple[float, float, float]:
     return 0.5 * red + 0.25, 0.5 * green + 0.25, 0.5 * blue + 0.25
 
 
-def learning_curves(path: Path, made: Table) -> None:
+def learning_curves(path: Path, made: Table, summary: pd.DataFrame) -> None:
     """Draw the mean of each method over the training size, one panel per data set.
 
-    The band is the 95 % confidence interval of the mean over subjects (Student's t; a subject's classes
-    count as one): how sure the mean is, not how much subjects vary, which the table has. With one subject
-    there is none.
+    The band is the 95 % interval of the mean (bootstrap over subjects): how sure the mean is, not how much
+    subjects vary, which the table has. With one subject there is none.
 
     Args:
         path: .png, .pdf or .svg.
         made: the table whose cells are drawn; data sets without scores are left out.
+        summary: of `comparisons.summarise`, for the bands.
     """
     datasets = [name for name in made.datasets if made.subjects(name)]
     if not datasets:
@@ -244,31 +262,36 @@ def learning_curves(path: Path, made: Table) -> None:
         for ax in grid.flat[len(datasets) :]:
             ax.remove()
         for i, (ax, dataset) in enumerate(zip(grid.flat, datasets, strict=False)):
-            _curves(ax, made, dataset)
+            _curves(ax, made, dataset, summary)
             if i % columns == 0:
-                ax.set_ylabel(f"Mean {_named(made.metric)} in %, 95 % interval")
+                ax.set_ylabel(f"Mean {named(made.metric)} in %, 95 % interval")
         handles = [
             Line2D([], [], label=method, **look(i))
             for i, method in enumerate(made.methods)
             if method in set(made.cells["method"])
         ]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False
+            handles=handles, loc="outside lower center", ncols=evenly(len(handles), 6), frameon=False
         )
 
 
-def _curves(ax: Axes, made: Table, dataset: str) -> None:
+def named(metric: str) -> str:
+    """A metric within a sentence: Dice was a person."""
+    return "Dice" if metric == "dice" else metric
+
+
+def _curves(ax: Axes, made: Table, dataset: str, summary: pd.DataFrame) -> None:
     cells = made.cells[made.cells["dataset"] == dataset]
+    of_panel = summary[(summary["dataset"] == dataset) & (summary["metric"] == made.metric)]
     for i, method in enumerate(made.methods):
         curve = cells[cells["method"] == method].sort_values("n_train")
-        n, mean = curve["n_train"].to_numpy(float), curve["mean"].to_numpy(float)
-        subjects = curve["subjects"].to_numpy(float)
-        with np.errstate(divide="ignore", invalid="ignore"):  # one subject has no interval
-            # The standard deviation is the population's: n - 1 makes it the standard error.
-            half = stats.t.ppf(0.975, subjects - 1) * curve["std"].to_numpy(float) / np.sqrt(subjects - 1)
+        band = of_panel[of_panel["method"] == method].sort_values("n_train")
+        ends = band["low"].to_numpy(float), band["high"].to_numpy(float)
         line = look(i)
-        ax.fill_between(n, mean - half, mean + half, color=line["color"], alpha=0.13, linewidth=0)
-        ax.plot(n, mean, **line)
+        ax.fill_between(
+            band["n_train"].to_numpy(float), *ends, color=line["color"], alpha=0.13, linewidth=0
+        )
+        ax.plot(curve["n_train"].to_numpy(float), curve["mean"].to_numpy(float), **line)
     dress(ax, made, dataset)
 
 
@@ -298,8 +321,10 @@ def dress(ax: Axes, made: Table, dataset: str, prefix: str = "") -> None:
     )
 
 
-def _named(metric: str) -> str:
-    return metric[:1].upper() + metric[1:]
+def evenly(count: int, most: int) -> int:
+    """Columns of a legend, at most so many, whose rows are about equally long."""
+    rows = -(-count // most)
+    return -(-count // max(rows, 1))
 
 
 def look(i: int) -> dict[str, Any]:

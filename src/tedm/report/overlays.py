@@ -35,12 +35,14 @@ def collect(spec: Mapping[str, Any], rows: pd.DataFrame, data: Path, scores: Pat
     Returns:
         For JSON. images: by "dataset|subject" the picture, its size, name and the paths of its truth, one
         for each class. cells: by "dataset|method|n" best, middle and worst as [subject, Dice in %, paths].
-        colours: of the classes; classes: by data set their names.
+        colours: of the classes; classes: by data set their names; remark: which seed is shown, where there
+        are several.
     """
     images: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     classes: dict[str, list[str]] = {}
     seed = spec["seeds"][0]
+    remark = f"Of {len(spec['seeds'])} seeds, seed {seed} is shown; the number in the table is their mean."
     dice = rows[(rows["metric"] == "dice") & (rows["seed"] == seed)]
     means = dice.groupby(["dataset", "method", "n_train", "subject"])["value"].mean().dropna()
     chosen = {key: _three(of_cell) for key, of_cell in means.groupby(["dataset", "method", "n_train"])}
@@ -55,7 +57,7 @@ def collect(spec: Mapping[str, Any], rows: pd.DataFrame, data: Path, scores: Pat
         for source in spec["sources"]:
             for n in spec["train_sizes"]:
                 path = scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz"
-                ids, masks = read_masks(path)
+                ids, masks = read_masks(path, ids=list(names.values()))
                 place = {name: i for i, name in enumerate(ids)}
                 for method, predicted in masks.items():
                     cells[f"{dataset}|{method}|{n}"] = [
@@ -68,6 +70,7 @@ def collect(spec: Mapping[str, Any], rows: pd.DataFrame, data: Path, scores: Pat
         "classes": classes,
         "colours": list(figures.OVERLAY),
         "shown": SHOWN,
+        "remark": remark if len(spec["seeds"]) > 1 else "",
     }
 
 

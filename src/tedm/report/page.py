@@ -16,7 +16,7 @@ from tedm import evaluation, measures
 from tedm.errors import TedmError
 from tedm.files import read_json, write_text
 from tedm.progress import say
-from tedm.report import claims, overlays, results
+from tedm.report import claims, overlays, results, tables
 
 PACKAGES = ("tedm", "torch", "numpy", "scipy", "pandas", "scikit-learn", "zarr", "h5py", "snakemake")
 STAGES = {  # folder of benchmark files: what its jobs do
@@ -32,7 +32,8 @@ CAPTIONS = {
     "figure2": "Figure 2. Ridge classifiers of single timesteps over the training size, with 95 % bands.",
     "figure5": "Figure 5. The same for precision and recall.",
     "learning_curves": "Mean Dice of every method over the training size; bands: 95 % intervals.",
-    "segmentations": "Test images with the contours of truth and predictions, usual and hard ones.",
+    "segmentations": "Test images with the contours of truth and predictions: of every test set one from"
+    " the middle of the ranking by Dice and one from its lower fifth.",
     "reliability": "Reliability: share of foreground over the predicted probability, for each method.",
     "uncertainty": "How well the disagreement between timesteps ranks test images by Dice.",
 }
@@ -62,9 +63,12 @@ def write_page(spec: Mapping[str, Any], results_directory: Path, out: Path) -> N
     """
     base, labels = results_directory, dict(spec["datasets"])
     scores = results.read(spec, base / "scores")
+    # Of volumes alone, Table 3 is Table 1.
+    twice = set(spec["tables"].get("table3", {"datasets": []})["datasets"]) == set(labels)
     sections = [
         _table(base, name, spec, labels)
-        for name in ("table1", *spec["tables"])
+        # JSON has sorted them; what the study does not have comes last.
+        for name in (*(() if twice else ("table1",)), *sorted(spec["tables"], key=_place))
         if (base / f"{name}_long.csv").exists()
     ]
     pictures = overlays.collect(spec, scores, base / "data", base / "scores")
@@ -80,20 +84,26 @@ def write_page(spec: Mapping[str, Any], results_directory: Path, out: Path) -> N
         title=spec["title"],
         synthetic=[labels[d] for d in labels if d in spec["synthetic"]],
         everything_synthetic=set(labels) <= set(spec["synthetic"]),
-        claims=claims.sentences(assessed),
+        facts=_facts(spec, scores, labels),
+        one_seed=len(spec["seeds"]) == 1,
+        claims=_claims(claims.sentences(assessed)),
+        claim_sets=[label for label in labels.values() if label in set(assessed["dataset"])],
         tables=sections,
         left_out=spec["left_out"],
         statistics=_statistics(base, labels),
-        further=list(_further(base, labels)),
         published=_published(base, labels),
         cost=_cost(base),
         figures=list(_figures(base, spec)),
         overlays=_embedded(pictures),
         level=spec["level"],
+        signed=claims.signed,
         stages=list(_stages(base / "benchmarks")),
         digests=list(_digests(base)),
         versions=list(_versions()),
-        config=yaml.safe_dump(spec["config"], sort_keys=False, allow_unicode=True, width=100),
+        # Lists and small mappings on one line: a page instead of six.
+        config=yaml.safe_dump(
+            spec["config"], sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+        ),
         results=spec["config"]["results"],
         training=f"{labels.get(spec['train_on'], spec['train_on'])}",
     )
@@ -101,9 +111,31 @@ def write_page(spec: Mapping[str, Any], results_directory: Path, out: Path) -> N
     say(f"Report: {out} ({len(text.encode()) / 1e6:.1f} MB)")
 
 
+def _facts(spec: Mapping[str, Any], scores: pd.DataFrame, labels: Mapping[str, str]) -> str:
+    """What the numbers are about, in a line."""
+    subjects = scores.groupby("dataset")["subject"].nunique()
+    sets = ", ".join(f"{label} ({subjects[d]} subjects)" for d, label in labels.items() if d in subjects)
+    sizes, seeds = ", ".join(map(str, spec["train_sizes"])), len(spec["seeds"])
+    classes = scores["class"].nunique()
+    return (
+        f"{len(spec['methods'])} methods{f' for {classes} classes' if classes > 1 else ''}; training sizes"
+        f" {sizes}; {seeds} seed{'s' * (seeds != 1)}. Tested on {sets}."
+    )
+
+
+def _claims(said: Sequence[claims.Sentence]) -> list[dict[str, Any]]:
+    """Sentences by claim, and by comparison and test set."""
+    grouped: dict[str, dict[str, Any]] = {}
+    for sentence in said:
+        of_claim = grouped.setdefault(sentence.claim, {"sentences": [], "comparisons": {}})
+        of_claim["sentences"].append(sentence)
+        of_claim["comparisons"].setdefault(sentence.compared, {})[sentence.dataset] = sentence
+    return [{"claim": claim, **of_claim} for claim, of_claim in grouped.items()]
+
+
 def _table(base: Path, name: str, spec: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
     """What the template shows of one of the study's tables."""
-    cells = _read(base / f"{name}_long.csv")
+    cells, tests = _read(base / f"{name}_long.csv"), _read(base / f"{name}_p_values.csv")
     wanted = spec["tables"].get(name, {"methods": spec["methods"], "datasets": list(labels)})
     shown: list[dict[Any, Any]] = cells[cells["mean"].notna()].to_dict("records")
     values = {(row["metric"], row["dataset"], row["method"], int(row["n_train"])): row for row in shown}
@@ -112,6 +144,9 @@ def _table(base: Path, name: str, spec: Mapping[str, Any], labels: Mapping[str, 
     for metric in dict.fromkeys(cells["metric"]):
         for dataset in (d for d in labels if d in wanted["datasets"]):
             of_grid = cells[(cells["metric"] == metric) & (cells["dataset"] == dataset)]
+            if of_grid.empty and metric not in evaluation.METRICS:
+                continue  # distances of this data set have another unit
+            of_tests = tests[(tests["metric"] == metric) & (tests["dataset"] == dataset)]
             rows = [
                 (method, [_cell(values.get((metric, dataset, method, n)), n) for n in sizes])
                 for method in wanted["methods"]
@@ -124,27 +159,44 @@ def _table(base: Path, name: str, spec: Mapping[str, Any], labels: Mapping[str, 
                     "dataset": dataset,
                     "label": labels[dataset],
                     "rows": rows,
-                    "facts": f"{subjects} test subjects · {data} data",
+                    "quantity": _quantity(str(metric)),
+                    "facts": f"{subjects} test subject{'s' * (subjects != 1)} · {data} data",
+                    "too_few": tables.too_few(of_tests, spec["level"]),
                 }
             )
     return {
         "name": name,
-        "title": f"Table {name.removeprefix('table')}",
+        "title": _title(name, wanted.get("title", "Dice")),
         "sizes": sizes,
         "grids": grids,
-        "several": len({grid["metric"] for grid in grids}) > 1,
+        "too_few": [grid["label"] for grid in grids if grid["too_few"]],
         "csv": _download(base / f"{name}_long.csv"),
         "p_values": _download(base / f"{name}_p_values.csv"),
     }
 
 
+def _place(name: str) -> tuple[bool, str]:
+    return not name.startswith("table"), name
+
+
+def _title(name: str, what: str) -> str:
+    number = name.removeprefix("table")
+    return f"Table {number}. {what}" if number.isdigit() else what
+
+
+def _quantity(metric: str) -> str:
+    name, unit = measures.named(metric)
+    return f"{name} in {unit}" + " (lower is better)" * (metric in measures.LOWER_IS_BETTER)
+
+
 def _cell(row: Mapping[str, Any] | None, n: int) -> dict[str, Any] | None:
     if row is None:
         return None
+    digits = measures.decimals(str(row["metric"]))
     return {
         "n": n,
-        "mean": f"{row['mean']:.1f}",
-        "std": f"{row['std']:.1f}",
+        "mean": f"{row['mean']:.{digits}f}",
+        "std": f"{row['std']:.{digits}f}",
         "bold": bool(row["bold"]),
         "sort": f"{row['mean']:.6f}",
     }
@@ -163,29 +215,6 @@ def _statistics(base: Path, labels: Mapping[str, str]) -> dict[str, Any]:
     ]
     names = ("summary", "differences", "claims")
     return {"rows": rows, "csv": {n: _download(base / "statistics" / f"{n}.csv") for n in names}}
-
-
-def _further(base: Path, labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Grids of means and spreads of what was scored beyond Dice, precision and recall."""
-    summary = _read(base / "statistics" / "summary.csv")
-    rest = summary[~summary["metric"].isin(evaluation.METRICS)]
-    for (metric, dataset), rows in rest.groupby(["metric", "dataset"], sort=False):
-        values: list[dict[Any, Any]] = rows.to_dict("records")
-        sizes = sorted({int(row["n_train"]) for row in values})
-        at = {(row["method"], int(row["n_train"])): row for row in values}
-        name, _, unit = (
-            str(metric).partition("_") if str(metric).startswith(measures.DISTANCES) else (metric, "", "%")
-        )
-        better = "lower" if metric in measures.LOWER_IS_BETTER else "higher"
-        measured = f"{str(name).replace('_', ' ')} in {unit} · {better} is better"
-        yield {
-            "caption": f"{labels[str(dataset)]}, {measured}",
-            "sizes": sizes,
-            "rows": [
-                (method, [at.get((method, n)) for n in sizes])
-                for method in dict.fromkeys(row["method"] for row in values)
-            ],
-        }
 
 
 def _published(base: Path, labels: Mapping[str, str]) -> dict[str, Any]:

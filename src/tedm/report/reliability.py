@@ -53,12 +53,12 @@ def draw(path: Path, panels: Mapping[str, Mapping[str, Counts]], n: int, synthet
             ax.set_axisbelow(True)
             ax.spines[["top", "right"]].set_visible(False)
         handles = [Line2D([], [], label=method, **figures.look(i)) for i, method in enumerate(methods)]
-        words = f"n = {n} labelled images{'; synthetic images, no patients' * synthetic}"
+        words = f"Training size {n}{'; synthetic images, no patients' * synthetic}"
         figure.legend(
             handles=handles,
             title=words,
             loc="outside lower center",
-            ncols=min(len(handles), 5),
+            ncols=figures.evenly(len(handles), 6),
             frameon=False,
             title_fontsize=7.5,
         )

@@ -1,5 +1,7 @@
 """The report's jobs: read the scores of an experiment, write its table and figures."""
 
+import re
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tedm import comparisons, disagreement, evaluation
+from tedm import comparisons, disagreement, evaluation, measures
 from tedm.data.prepared import PreparedSet
 from tedm.files import whole, write_text
 from tedm.progress import say
@@ -16,6 +18,7 @@ from tedm.report import beside, claims, tables
 from tedm.scoring import read_bins, read_masks
 
 EXAMPLES_PER_DATASET = 2  # rows of the figure of segmentations
+LABEL = 20  # letters of a line beside a row
 
 
 def write_table1(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
@@ -23,7 +26,8 @@ def write_table1(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
 
     Args:
         spec: title, methods (rows), datasets (pairs of name and label), synthetic (names), level of the
-            test; and sources (heads and baselines), train_sizes and seeds, which name the score files.
+            test; and sources (heads and baselines), train_sizes and seeds, which name the score files;
+            labels (the method of a source, where that has another name).
         scores: directory of the score files.
         out: table1.csv; the other forms lie beside it.
     """
@@ -43,8 +47,12 @@ def write_tables(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
     rows = read(spec, scores)
     labels = dict(spec["datasets"])
     for name, wanted in spec["tables"].items():
-        chosen = {**spec, "methods": wanted["methods"], "datasets": _labelled(spec, wanted["datasets"])}
-        made = [_made(chosen, rows, metric) for metric in wanted["metrics"]]
+        made = []
+        for metric in measures.found_names(wanted["metrics"], set(rows["metric"])) or wanted["metrics"]:
+            there = set(rows.loc[rows["metric"] == metric, "dataset"])
+            datasets = [d for d in wanted["datasets"] if d in there or metric in evaluation.METRICS]
+            chosen = {**spec, "methods": wanted["methods"], "datasets": _labelled(spec, datasets)}
+            made.append(_made(chosen, rows, metric))
         tables.write(made, out / f"{name}.csv")
     summaries, differences = [], []
     further = [
@@ -102,13 +110,14 @@ def draw_figures(spec: Mapping[str, Any], scores: Path, summary: Path, data: Pat
         n, seed = spec["reliability"]["n"], spec["seeds"][0]
         panels = {
             label: {
-                source: read_bins(scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz")[source]
-                for source in spec["sources"]
+                method: read_bins(scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz")[method]
+                for source, method in _own_methods(spec).items()
             }
             for dataset, label in spec["datasets"]
         }
+        synthetic = all(dataset in spec["synthetic"] for dataset, _ in spec["datasets"])
         for suffix in formats:
-            reliability.draw(out / f"reliability{suffix}", panels, n, bool(spec["synthetic"]))
+            reliability.draw(out / f"reliability{suffix}", panels, n, synthetic)
     say(f"Figures: {', '.join(['figure1', *spec['figures'], *spec['examples']])} in {out}")
 
 
@@ -123,7 +132,7 @@ def _example(
         (rows["metric"] == "dice")
         & (rows["dataset"] == dataset)
         & (rows["seed"] == seed)
-        & rows["method"].isin(spec["sources"])
+        & rows["method"].isin(_own_methods(spec).values())
     ]
     ranked = dice.groupby("subject")["value"].mean().sort_values(kind="stable").index
     subject = str(ranked[len(ranked) // 2])
@@ -133,10 +142,10 @@ def _example(
         image, truth = prepared.images([row])[0], prepared.masks([row])[0]
         name, classes, label = prepared.ids[row], list(prepared.classes), prepared.label
     predicted = {}
-    for source in spec["sources"]:
+    for source, method in _own_methods(spec).items():
         for n in spec["train_sizes"]:
-            ids, masks = read_masks(scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz")
-            predicted[source, n] = masks[source][ids.index(name)]
+            path = scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.npz"
+            predicted[method, n] = read_masks(path, [method], [name])[1][method][0]
     synthetic = "Synthetic image, drawn by a program: no patient. " * (dataset in spec["synthetic"])
     note = (
         f"{synthetic}Of {len(ranked)} test subjects the one in the middle of the ranking by mean Dice over"
@@ -150,7 +159,7 @@ def _example(
         predicted=predicted,
         dice=values,
         classes=classes,
-        title=f"{label} · {_short(name)}",
+        title=f"{label} · {name}",
         note=note,
     )
 
@@ -164,15 +173,22 @@ def slice_shown(prepared: PreparedSet, subject: str) -> int:
 
 
 def draw_learning_curves(spec: Mapping[str, Any], scores: Path, out: Path) -> None:
-    """Draw mean Dice over the training size; arguments as in write_table1.
+    """Draw mean Dice over the training size; arguments as in write_table1, and seed of the bootstrap.
 
     Readings of a head at some of its timesteps stay in the table: nobody could tell so many lines apart.
     """
     from tedm.report import figures
 
-    made = _table({**spec, "methods": spec["sources"]}, scores)
+    rows = read(spec, scores)
+    methods = list(_own_methods(spec).values())
+    made = _made({**spec, "methods": methods}, rows, "dice")
+    dice = rows[rows["metric"] == "dice"]
+    summary = pd.concat(
+        comparisons.summarise(dice[dice["dataset"] == dataset], methods, spec["seed"])
+        for dataset, _ in spec["datasets"]
+    )
     for suffix in (out.suffix, ".pdf"):
-        figures.learning_curves(out.with_suffix(suffix), made)
+        figures.learning_curves(out.with_suffix(suffix), made, summary)
     say(f"Learning curves: {out} (.pdf)")
 
 
@@ -183,7 +199,8 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
     is usual, and what is hard. The best ones would flatter.
 
     Args:
-        spec: methods (columns), datasets (pairs of name and label), synthetic (names), size n and seed.
+        spec: sources (columns) and their labels as in write_table1, datasets (pairs of name and label),
+            synthetic (names), size n and seed.
         data: directory of prepared data sets.
         scores: directory of score files and masks.
         out: figure (.png).
@@ -191,37 +208,63 @@ def draw_segmentations(spec: Mapping[str, Any], data: Path, scores: Path, out: P
     from tedm.report import figures
 
     images, truth, labels = [], [], []
-    predictions: dict[str, list[Any]] = {method: [] for method in spec["methods"]}
+    methods = _own_methods(spec)
+    predictions: dict[str, list[Any]] = {method: [] for method in methods.values()}
+    dice: dict[str, list[float]] = {method: [] for method in methods.values()}
     classes: list[str] = []
+    unit = "images"
     for dataset, label in spec["datasets"]:
-        run = {m: scores / m / f"n{spec['n']}" / f"seed{spec['seed']}" / dataset for m in spec["methods"]}
-        chosen = _examples(evaluation.read_scores(path.with_suffix(".csv") for path in run.values()), spec)
+        run = {
+            method: scores / source / f"n{spec['n']}" / f"seed{spec['seed']}" / dataset
+            for source, method in methods.items()
+        }
+        found = _subjects_dice(evaluation.read_scores(path.with_suffix(".csv") for path in run.values()))
+        chosen = _examples(found[found.index.get_level_values("method").isin(list(run))])
         with PreparedSet(data / f"{dataset}.h5") as prepared:
             rows = sorted({slice_shown(prepared, subject) for subject in chosen})[:EXAMPLES_PER_DATASET]
             images.append(prepared.images(rows))
             truth.append(prepared.masks(rows))
-            labels += [f"{label}\n{_short(prepared.ids[row])}" for row in rows]
+            labels += [_label(label, prepared.ids[row]) for row in rows]
             classes = list(prepared.classes)
+            if len(set(prepared.subjects)) < len(prepared.subjects):
+                unit = "volumes"
             for method, path in run.items():
-                ids, masks = read_masks(path.with_suffix(".npz"))
-                predictions[method].append(masks[method][[ids.index(prepared.ids[row]) for row in rows]])
+                names = [prepared.ids[row] for row in rows]
+                _, masks = read_masks(path.with_suffix(".npz"), [method], names)
+                predictions[method].append(masks[method])
+                dice[method] += [float(found.loc[method, prepared.subjects[row]]) for row in rows]
+    drawn = [label for dataset, label in spec["datasets"] if dataset in spec["synthetic"]]
+    mixed = f"Synthetic, drawn by a program: {', '.join(drawn)}. " if drawn else ""
+    everything = len(drawn) == len(spec["datasets"])
     for suffix in (out.suffix, ".pdf"):
         figures.segmentations(
             out.with_suffix(suffix),
             np.concatenate(images),
             np.concatenate(truth),
             {method: np.concatenate(parts) for method, parts in predictions.items()},
+            dice=dice,
             labels=labels,
             classes=classes,
-            synthetic=bool(spec["synthetic"]),
-            note=f"Heads and baselines learned from n = {spec['n']} labelled images.",
+            synthetic=everything,
+            note=f"{'' if everything else mixed}Heads and baselines learned from n = {spec['n']} labelled"
+            f" {unit}, seed {spec['seed']}.",
         )
     say(f"Segmentations: {out} (.pdf)")
 
 
-def _examples(scores: Any, spec: Mapping[str, Any]) -> list[str]:
-    dice = scores[(scores["metric"] == "dice") & scores["method"].isin(spec["methods"])]
-    ranked = dice.groupby("subject")["value"].mean().sort_values(kind="stable").index
+def _subjects_dice(scores: pd.DataFrame) -> "pd.Series[float]":
+    """Dice by method and subject, mean of its classes."""
+    return scores[scores["metric"] == "dice"].groupby(["method", "subject"])["value"].mean()
+
+
+def _own_methods(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What each head and baseline predicts by itself is called, by the name of its directory."""
+    labels = spec.get("labels", {})
+    return {source: labels.get(source, source) for source in spec["sources"]}
+
+
+def _examples(dice: "pd.Series[float]") -> list[str]:
+    ranked = dice.groupby(level="subject").mean().sort_values(kind="stable").index
     return [str(ranked[len(ranked) // 2]), str(ranked[len(ranked) // 5])]
 
 
@@ -258,5 +301,13 @@ def _score_files(spec: Mapping[str, Any], scores: Path) -> Iterator[Path]:
                     yield scores / source / f"n{n}" / f"seed{seed}" / f"{dataset}.csv"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"
+def _label(label: str, name: str) -> str:
+    """Data set and name of an image, broken into lines that a row of a figure has room for."""
+    lines = [""]
+    for piece in re.findall(
+        r"[^_/. -]+[_/. -]?|[_/. -]", name
+    ):  # names are long, and say most at their ends
+        if lines[-1] and len(lines[-1] + piece) > LABEL:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join([*textwrap.wrap(label, LABEL), *lines])

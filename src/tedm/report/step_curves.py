@@ -59,7 +59,7 @@ def draw(
                 ax.set_visible(True)
                 _panel(ax, table, dataset, summary, steps, beside, colours)
                 if i % columns == 0:
-                    ax.set_ylabel(f"Mean {table.metric.capitalize()} in %")
+                    ax.set_ylabel(f"Mean {figures.named(table.metric)} in %")
         handles: list[Any] = [
             Line2D([], [], label=f"t = {t}", **_look(i, colours)) for i, (t, _) in enumerate(steps)
         ]
@@ -67,9 +67,8 @@ def draw(
             Patch(facecolor=BANDS[i], alpha=0.4, hatch=HATCHES[i], label=name)
             for i, name in enumerate(beside)
         ]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False
-        )
+        columns = figures.evenly(len(handles), 6)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _look(i: int, colours: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from tedm.config import BrainSource, BraTSSource, DDPMConfig, Experiment, NiftiS
 SMALL = 50  # the largest timestep that the study calls small (Rosnati et al. 2023, 4.1)
 VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)
 SUPERVISED = "Sup. Baseline"
+GENERALISING = "Small steps generalise better"
 METHODS = ("Global CL", "Global & Local CL", "LEDM", "LEDMe", "TEDM")
 DATASETS = {"jsrt": "JSRT", "nih": "NIH", "montgomery": "Montgomery", "ukbb": "UKBB", "brats": "BraTS"}
 
@@ -16,22 +17,25 @@ DATASETS = {"jsrt": "JSRT", "nih": "NIH", "montgomery": "Montgomery", "ukbb": "U
 def tables(e: Experiment) -> dict[str, dict[str, Any]]:
     """The study's tables that this experiment has data for, beside Table 1, which every experiment has.
 
+    And one of its own, `further`: what is scored beyond Dice, precision and recall, where it is asked for.
+
     Returns:
-        By name (table2, …): metrics, methods (rows) and datasets (names).
+        By name (table2, …): title, metrics, methods (rows) and datasets (names).
     """
     flat, volumes = _datasets(e)
     everything = e.methods()
     ablation = _ablation(e)
     wanted = {
-        "table2": (["dice"], ablation, flat),
-        "table3": (["dice"], everything, volumes),
-        "table5": (["precision", "recall"], everything, flat),
-        "table6": (["precision", "recall"], everything, volumes),
+        "table2": ("Ablation: single steps of shared heads", ["dice"], ablation, flat),
+        "table3": ("Dice of volumes", ["dice"], everything, volumes),
+        "table5": ("Precision and recall", ["precision", "recall"], everything, flat),
+        "table6": ("Precision and recall of volumes", ["precision", "recall"], everything, volumes),
+        "further": ("More than Dice", list(e.evaluation.metrics), everything, [*flat, *volumes]),
     }
     return {
-        name: {"metrics": metrics, "methods": methods, "datasets": datasets}
-        for name, (metrics, methods, datasets) in wanted.items()
-        if methods and datasets
+        name: {"title": title, "metrics": metrics, "methods": methods, "datasets": datasets}
+        for name, (title, metrics, methods, datasets) in wanted.items()
+        if metrics and methods and datasets
     }
 
 
@@ -45,7 +49,7 @@ def figures(e: Experiment) -> dict[str, dict[str, Any]]:
     flat, volumes = _datasets(e)
     ridge = next((steps for kind, steps, _ in _single_steps(e) if kind == "ridge"), {})
     concatenated = [name for name, head in e.heads.items() if head.settings.get("combine") == "concat"]
-    beside = [*list(e.baselines)[:1], *concatenated[:1]]
+    beside = [*(_supervised(e) or [e.method_of(name) for name in e.baselines])[:1], *concatenated[:1]]
     wanted = {"figure2": ["dice"], "figure5": ["precision", "recall"]}
     return {
         name: {
@@ -92,11 +96,17 @@ def claims(e: Experiment) -> list[dict[str, Any]]:
     """The study's claims as comparisons between methods of this experiment.
 
     Returns:
-        Each with claim, better and worse (names of methods, whose scores are averaged), and how the two are
-        called in a sentence.
+        Each with claim, better and worse (names of methods, whose scores are averaged), how the two are
+        called in a sentence, and whether it is about other domains than that of the labels.
     """
     return [
-        {"claim": claim, "better": better, "worse": worse, "names": [better_name, worse_name]}
+        {
+            "claim": claim,
+            "better": better,
+            "worse": worse,
+            "names": [better_name, worse_name],
+            "out_of_domain": claim == GENERALISING,
+        }
         for claim, better, worse, better_name, worse_name in _claims(e)
     ]
 
@@ -110,7 +120,7 @@ def pipeline(e: Experiment) -> dict[str, Any]:
         "test_on": [e.datasets[d].label for d in e.evaluation.test_on],
         "backbones": list(e.backbones),
         "heads": list(e.heads),
-        "baselines": list(e.baselines),
+        "baselines": [e.method_of(name) for name in e.baselines],
         "timesteps": sorted({t for head in e.heads.values() for t in head.timesteps}),
         "train_sizes": e.evaluation.train_sizes,
     }
@@ -129,9 +139,9 @@ def published_names(e: Experiment) -> dict[str, dict[str, str]]:
             known = DATASETS.get("nih" if kind == "xlsor" else kind) or DATASETS.get(name.lower())
             if known is not None:
                 datasets[name] = known
-    methods = {name: name for name in (*e.heads, *e.baselines) if name in METHODS}
-    if e.baselines and not set(e.baselines) & set(METHODS):
-        methods[next(iter(e.baselines))] = SUPERVISED
+    names = (e.method_of(name) for name in (*e.heads, *e.baselines))
+    methods = {name: name for name in names if name in METHODS}
+    methods |= dict.fromkeys(_supervised(e)[:1], SUPERVISED)
     if "TEDM" in e.heads:
         for reading, steps in e.heads["TEDM"].readings.items():
             if len(steps) == 1:
@@ -143,6 +153,11 @@ def _datasets(e: Experiment) -> tuple[list[str], list[str]]:
     """Test sets of single images, and of volumes."""
     volumes = [d for d in e.evaluation.test_on if isinstance(e.datasets[d].source, VOLUMES)]
     return [d for d in e.evaluation.test_on if d not in volumes], volumes
+
+
+def _supervised(e: Experiment) -> list[str]:
+    """Baselines that learn from labelled images alone, as the tables call them."""
+    return [e.method_of(name) for name, baseline in e.baselines.items() if baseline.pretrained is None]
 
 
 def _single_steps(e: Experiment) -> Iterator[tuple[str, dict[int, str], str]]:
@@ -168,7 +183,7 @@ def _claims(e: Experiment) -> Iterator[tuple[str, list[str], list[str], str, str
         large = [steps[t] for t in sorted(steps) if t > SMALL]
         if kind == "ridge" and small and large:
             yield (
-                "Small steps generalise better",
+                GENERALISING,
                 small,
                 large,
                 f"the average of {name} at single steps up to {SMALL}",
@@ -196,11 +211,6 @@ def _claims(e: Experiment) -> Iterator[tuple[str, list[str], list[str], str, str
             f" (t = {', '.join(map(str, sorted(steps)))})",
         )
     for name in shared:
-        for baseline in e.baselines:
-            yield (
-                "Diffusion features beat the supervised network",
-                [name],
-                [baseline],
-                name,
-                baseline,
-            )
+        for baseline in map(e.method_of, e.baselines):
+            rival = "the supervised network" if baseline in _supervised(e) else "contrastive pretraining"
+            yield f"Diffusion features beat {rival}", [name], [baseline], name, baseline

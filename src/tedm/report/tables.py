@@ -1,6 +1,7 @@
 """Tables of methods by data sets and training sizes, as CSV, Markdown and LaTeX, from scores."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from tedm import statistics
+from tedm import measures, statistics
 from tedm.errors import TedmError
 from tedm.files import whole, write_text
 
 ABSENT = "–"
+NARROW = 4  # columns; with fewer, a heading needs two lines
+ROWS_OF_A_PAGE = 50  # of a LaTeX table in footnotesize, which an A4 page holds beside a long caption
 CELLS = (
     *("dataset", "method", "n_train", "mean", "std", "bold", "p_value"),
     *("subjects", "seeds", "metric", "data"),
@@ -32,7 +35,7 @@ class Table:
     level: float  # of the test behind bold
     classes: int  # of the data set that has most
     note: str  # last words of the caption
-    cells: pd.DataFrame  # columns CELLS: percent, unrounded; cells without scores are left out
+    cells: pd.DataFrame  # columns CELLS: percent or mm or px, unrounded; cells without scores are left out
     tests: pd.DataFrame  # columns TESTS: every test behind bold
 
     def cell(self, dataset: str, method: str, n_train: int) -> tuple[str, bool]:
@@ -46,16 +49,20 @@ class Table:
             default=0,
         )
 
+    def too_few(self, dataset: str) -> bool:
+        """Whether the test could not tell any two methods apart, even if all subjects agreed."""
+        return too_few(self.tests[self.tests["dataset"] == dataset], self.level)
+
     def data(self, dataset: str) -> str:
         """What a data set is: "synthetic" or "real"."""
         return _data(dataset, self.synthetic)
 
     @cached_property
     def _texts(self) -> dict[tuple[str, str, int], tuple[str, bool]]:
-        shown = self.cells[self.cells["mean"].notna()]
+        shown, digits = self.cells[self.cells["mean"].notna()], measures.decimals(self.metric)
         columns = (shown[c] for c in ("dataset", "method", "n_train", "mean", "std", "bold"))
         return {
-            (dataset, method, n): (f"{mean:.1f} ± {std:.1f}", bool(bold))
+            (dataset, method, n): (f"{mean:.{digits}f} ± {std:.{digits}f}", bool(bold))
             for dataset, method, n, mean, std, bold in zip(*columns, strict=True)
         }
 
@@ -79,7 +86,7 @@ def table(
     Args:
         scores: as `evaluation.read_scores` gives them; values are fractions. Other methods and data sets
             are ignored.
-        metric: dice, precision, recall: a value of the column metric; higher is better.
+        metric: dice, precision, recall, or one of `measures`: a value of the column metric.
         methods: rows, in this order; only these are compared with each other.
         datasets: name and label of each data set, in this order.
         level: of the Wilcoxon test, see `statistics.compare_with_best`.
@@ -111,8 +118,10 @@ def table(
             compared = values[[(n, m) for m in methods if (n, m) in values.columns]].droplevel(
                 "n_train", axis=1
             )
-            summary, tested = statistics.compare_with_best(compared, level)
-            summary[["mean", "std"]] *= 100
+            summary, tested = statistics.compare_with_best(
+                compared, level, lower_is_better=metric in measures.LOWER_IS_BETTER
+            )
+            summary[["mean", "std"]] *= measures.scale(metric)
             summary["seeds"] = [int(seeds[dataset, n, m]) for m in summary["method"]]
             cells.append(summary.assign(n_train=n, **where))
             tests.append(tested.assign(n_train=n, **where))
@@ -128,6 +137,20 @@ def table(
         cells=_joined(cells, CELLS),
         tests=_joined(tests, TESTS),
     )
+
+
+def too_few(tests: pd.DataFrame, level: float) -> bool:
+    """Whether none of some tests could have fallen below the level, even if all subjects had agreed.
+
+    Args:
+        tests: rows of `TESTS`.
+        level: of the test.
+    """
+    least = [
+        statistics.least_p(int(pairs.max())) * max(int((pairs > 0).sum()), 1)
+        for _, pairs in tests.groupby(["n_train", "metric", "reference", "method"])["pairs"]
+    ]
+    return bool(least) and min(least) >= level
 
 
 def _data(dataset: str, synthetic: Collection[str]) -> str:
@@ -208,15 +231,25 @@ def caption(made: Table) -> Iterator[str]:
     least = int(made.cells["seeds"].min()) if len(made.cells) else 1
     seeds = f"{most}" if most == least else f"{least} to {most}"
     averaged = f", after averaging over {seeds} seeds for each subject" if most > 1 else ""
+    name, unit = measures.named(made.metric)
+    better = "; lower is better" if made.metric in measures.LOWER_IS_BETTER else ""
     yield (
-        f"{made.metric[:1].upper()}{made.metric[1:]} in percent, mean ± standard deviation over"
-        f" {over}{averaged}; n is the training size."
+        f"{name} in {unit}{better}, mean ± standard deviation over {over}{averaged}; n is the"
+        " training size."
     )
+    if unit != "percent":
+        yield "What is there and was not predicted counts as the diagonal of the image or volume."
     corrected = ", Bonferroni-corrected over classes" if made.classes > 1 else ""
     yield (
         "Bold: the best mean and every method that a paired two-sided Wilcoxon signed-rank test does not"
         f" tell from it (p ≥ {made.level:g}{corrected})."
     )
+    few = [label for name, label in made.datasets.items() if made.too_few(name)]
+    if few:
+        yield (
+            "Too few subjects for this test to tell any two methods apart, so that all are bold:"
+            f" {', '.join(few)}."
+        )
     drawn = [label for name, label in made.datasets.items() if name in made.synthetic]
     if drawn:
         which = (
@@ -271,25 +304,45 @@ def markdown_escaped(text: str) -> str:
 
 
 def latex(made: Table, label: str = "tab:scores") -> str:
-    r"""A `table` environment to \input; it needs the package booktabs, and UTF-8 as is LaTeX's default."""
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}[tb]",
-        r"  \centering",
-        rf"  \caption{{{latex_escaped(' '.join(caption(made)))}}}",
-        rf"  \label{{{label}}}",
+    r"""`table` environments to \input; they need the package booktabs, and UTF-8 as is LaTeX's default.
+
+    What does not fit on a page goes on in a further table of the same number.
+    """
+    pages: list[list[str]] = [[]]
+    for dataset in made.datasets:
+        rows = len(made.methods) + 2 + (len(made.sizes) < NARROW)
+        if pages[-1] and rows * (len(pages[-1]) + 1) > ROWS_OF_A_PAGE:
+            pages.append([])
+        pages[-1].append(dataset)
+    lines = [r"% needs \usepackage{booktabs}"]
+    for i, datasets in enumerate(pages):
+        lines += _float(made, datasets, label if i == 0 else "")
+    return "\n".join(lines) + "\n"
+
+
+def _float(made: Table, datasets: Sequence[str], label: str) -> list[str]:
+    """One `table` environment; without a label it goes on with the one before."""
+    lines = [r"\begin{table}[tbp]", r"  \centering"]
+    if label:
+        text = latex_escaped(" ".join(caption(made)))
+        lines += [rf"  \caption{{{text}}}", rf"  \label{{{label}}}"]
+    else:
+        lines += [r"  \addtocounter{table}{-1}", r"  \caption{(continued)}"]
+    lines += [
+        r"  \vspace{4pt}",
         r"  \footnotesize",
         r"  \setlength{\tabcolsep}{3.5pt}",
         rf"  \begin{{tabular}}{{l{'r' * len(made.sizes)}}}",
         r"    \toprule",
         "    " + " & ".join(["Method", *(f"$n = {n}$" for n in made.sizes)]) + r" \\",
     ]
-    for dataset, name in made.datasets.items():
-        heading = latex_escaped(f"{name} · {_facts(made, dataset)}")
-        lines += [
-            r"    \midrule",
-            rf"    \multicolumn{{{1 + len(made.sizes)}}}{{l}}{{\textit{{{heading}}}}} \\",
-        ]
+    for dataset in datasets:
+        heading = [made.datasets[dataset], _facts(made, dataset)]
+        lines.append(r"    \midrule")
+        for text in heading if len(made.sizes) < NARROW else [" · ".join(heading)]:
+            # Of no width: a long name would pull the columns of numbers apart.
+            words = rf"\rlap{{\textit{{{latex_escaped(text)}}}}}"
+            lines.append(rf"    \multicolumn{{{1 + len(made.sizes)}}}{{l}}{{{words}}} \\")
         for method in made.methods:
             cells = [latex_escaped(method)]
             for n in made.sizes:
@@ -297,8 +350,7 @@ def latex(made: Table, label: str = "tab:scores") -> str:
                 escaped = latex_escaped(text)
                 cells.append(rf"\textbf{{{escaped}}}" if bold else escaped)
             lines.append("    " + " & ".join(cells) + r" \\")
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    return [*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
 
 
 _LATEX = {
@@ -311,6 +363,8 @@ _LATEX = {
     "|": r"\textbar{}",
     '"': "''",
     "±": r"$\pm$",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{MICRO SIGN}": r"$\mu$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "×": r"$\times$",
@@ -322,5 +376,15 @@ _LATEX = {
 
 
 def latex_escaped(text: str) -> str:
-    """Text as it is, in LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    """Text as it is, in LaTeX; "?" for letters that are neither Latin nor Greek: pdfLaTeX has none."""
+    composed = unicodedata.normalize("NFC", " ".join(text.split()))
+    return "".join(_LATEX.get(character) or _letter(character) for character in composed)
+
+
+def _letter(character: str) -> str:
+    if character <= "\N{LATIN SMALL LETTER Z WITH CARON}":
+        return character
+    kind, _, name = unicodedata.name(character, "").partition(" LETTER ")
+    if kind == "GREEK SMALL" and name.isalpha() and name != "OMICRON":
+        return f"$\\{name.lower().replace('lamda', 'lambda')}$"
+    return "?"

@@ -119,14 +119,14 @@ def _panel(
     examples = [int(order[round(quantile * (len(order) - 1))]) for _, quantile, _ in EXAMPLES]
     source = next(s for s in spec["sources"] if method == s or method in spec["readings"][s])
     path = scores / source / f"n{spec['n']}" / f"seed{spec['seed']}" / f"{dataset}.npz"
-    ids, masks = read_masks(path)
-    maps = read_uncertainty(path, method)
-    if maps is None:
-        raise TedmError(f"{path}: has no uncertainty of {method}; delete it and run again")
     with PreparedSet(data / f"{dataset}.h5") as prepared:
         first = {prepared.subjects[row]: row for row in reversed(prepared.rows("test"))}
         chosen = [first[str(uncertainty.index[i])] for i in examples]
-        places = [ids.index(prepared.ids[row]) for row in chosen]
+        names = [prepared.ids[row] for row in chosen]
+        _, masks = read_masks(path, [method], names)
+        maps = read_uncertainty(path, method, names)
+        if maps is None:
+            raise TedmError(f"{path}: has no uncertainty of {method}; delete it and run again")
         return Panel(
             label,
             uncertainty.to_numpy(float),
@@ -134,8 +134,8 @@ def _panel(
             examples,
             prepared.images(chosen),
             prepared.masks(chosen),
-            masks[method][places],
-            maps[places].max(axis=1),
+            masks[method],
+            maps.max(axis=1),
         )
 
 

@@ -69,7 +69,9 @@ for (const button of document.querySelectorAll(".cell")) {
     grid.className = "subjects";
     const names = three.length === 1 ? ["only"] : three.length === 2 ? ["best", "worst"] : overlays.shown;
     grid.append(...three.map((one, i) => subject(one, names[i], dataset, button.dataset.title)));
-    open(`${button.dataset.title}: ${button.textContent.trim()}`, grid, key(overlays.classes[dataset]));
+    const remark = document.createElement("p");
+    remark.textContent = overlays.remark;
+    open(`${button.dataset.title}: ${button.textContent.trim()}`, grid, key(overlays.classes[dataset]), remark);
   });
 }
 
@@ -77,7 +79,12 @@ for (const button of document.querySelectorAll(".enlarge")) {
   button.addEventListener("click", () => {
     const image = button.querySelector("img").cloneNode();
     image.loading = "eager";
-    open(button.closest("figure").querySelector("figcaption").textContent, image);
+    // Wider than a phone, so that enlarged means larger; scrolls by finger and by arrow keys.
+    const frame = document.createElement("div");
+    frame.className = "zoomed";
+    frame.tabIndex = 0;
+    frame.append(image);
+    open(button.closest("figure").querySelector("figcaption").textContent, frame);
   });
 }
 
