@@ -5,11 +5,14 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo web test lint format lock clean
 
 demo: $(INSTALLED) ## The study's Table 1 on synthetic data, by the real chain
 	snakemake --cores all results/table1.csv
 	@echo "Table 1: results/table1.md (.csv, .tex)"
+
+web: demo ## The demo's models on a web page of this computer (docs/web_page.md)
+	tedm demo
 
 test: $(INSTALLED) ## Every test, the slow ones included
 	pytest
@@ -44,10 +47,11 @@ lock: ## Pin the newest versions that pyproject.toml allows
 	echo "torch==$(TORCH)" > .venv-lock/torch.txt
 	.venv-lock/bin/pip-compile --quiet --upgrade --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe \
-		--extra dev --extra slurm --extra tensorboard --extra s3 --extra dicom --extra parquet \
-		--extra diffusers --extra timm --extra metrics --extra build --constraint .venv-lock/torch.txt --output-file envs/requirements.lock pyproject.toml
+		--extra dev --extra cluster --extra tensorboard --extra s3 --extra dicom --extra parquet \
+		--extra diffusers --extra timm --extra metrics --extra web --extra dicomseg --extra build --constraint .venv-lock/torch.txt --output-file envs/requirements.lock pyproject.toml
 	sed -i.orig "s/+cpu//" envs/requirements.lock && rm envs/requirements.lock.orig
 	rm -r .venv-lock
+	$(PYTHON) envs/write_conda.py
 
 clean: ## Remove the environment; results stay
 	rm -rf $(VENV)

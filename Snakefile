@@ -17,6 +17,9 @@ if not workflow.config_settings.configfiles:
 include: "rules/common.smk"
 
 
+container: str(IMAGE)
+
+
 pathvars:
     results=EXPERIMENT.results,
     logs=f"{EXPERIMENT.results}/logs",
@@ -26,6 +29,7 @@ pathvars:
 wildcard_constraints:
     dataset="|".join(EXPERIMENT.datasets),
     backbone="|".join(EXPERIMENT.backbones),
+    pretraining=one_of(EXPERIMENT.pretraining),
     head=one_of(EXPERIMENT.heads),
     baseline=one_of(EXPERIMENT.baselines),
     timestep=r"\d+",
@@ -47,6 +51,7 @@ rule all:
 
 include: "rules/data.smk"
 include: "rules/backbones.smk"
+include: "rules/pretraining.smk"
 include: "rules/features.smk"
 include: "rules/heads.smk"
 include: "rules/evaluation.smk"
@@ -59,3 +64,8 @@ onstart:
 
 onsuccess:
     announce_results()
+    end_run()
+
+
+onerror:
+    end_run()

@@ -26,10 +26,10 @@ from tedm import memory, unet
 from tedm.checkpoint import channels_last
 from tedm.config import DDPMConfig, OptimizerConfig
 from tedm.data.prepared import PreparedSet
-from tedm.diffusion.images import TrainingImages
 from tedm.diffusion.schedule import Schedule
 from tedm.diffusion.train import Training
 from tedm.training import train
+from tedm.unlabelled import TrainingImages
 
 IMAGES = 256
 MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the product that stands for the device's peak

@@ -20,12 +20,16 @@ rule train_backbone:
         backbone=of_type("ddpm"),
     priority: 100  # everything waits for it
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 8
     resources:
         gpu=EXPERIMENT.gpus,
-        mem_mb=lambda w, attempt: 3000 * attempt,
-        runtime=24 * 60,
+        mem_mb=lambda w, threads, attempt: requests.train(
+            EXPERIMENT, w.backbone, threads, EXPERIMENT.gpus
+        ).mem_mb(attempt),
+        runtime=lambda w, threads, attempt: requests.train(
+            EXPERIMENT, w.backbone, threads, EXPERIMENT.gpus
+        ).runtime(attempt),
     params:
         spec=lambda w: canonical_json(backbone_spec(w.backbone)),
         directory=lambda w, output: directory_of(output.digest),
@@ -54,7 +58,7 @@ rule import_backbone:
             name for name, b in EXPERIMENT.backbones.items() if b.type != "ddpm"
         ),
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 2000 * attempt,

@@ -4,16 +4,23 @@ import sys
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 from tedm import config as settings
+from tedm import requests
 from tedm.data.splits import shipped
+from tedm.devices import driver_here
 from tedm.digests import canonical_json
 from tedm.errors import TedmError
 from tedm.report import study
+from tedm.running import RunLock
 
 try:
+    for file in workflow.configfiles:
+        settings.read(
+            Path(file)
+        )  # as written: what Snakemake read has lost a key that is there twice
     EXPERIMENT = settings.parse(
         config, ", ".join(map(str, workflow.configfiles)) or "config"
     )
@@ -27,10 +34,39 @@ TRAIN_SIZES = EXPERIMENT.evaluation.train_sizes
 SEEDS = EXPERIMENT.evaluation.seeds
 # Of every head. Not among the params of its job, which one size or seed less must not run again.
 FITS = " ".join(f"{n}/{seed}" for n in sorted(TRAIN_SIZES) for seed in sorted(SEEDS))
+# Of every job with `--sdm conda`; docs/containers.md. A path seen from the files of rules.
+ENVIRONMENT = f"../envs/tedm-{'cuda' if EXPERIMENT.gpus else 'cpu'}.yaml"
+IMAGE = Path(workflow.basedir, "envs", "tedm.sif")  # likewise with `--sdm apptainer`
+if (
+    DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+    and not IMAGE.exists()
+):
+    raise WorkflowError(
+        f"{IMAGE}: there is no such image; make it:  apptainer build envs/tedm.sif envs/tedm.def"
+        "  (docs/containers.md)"
+    )
 STARTED = time.time()
-RUN_LOCK = FileLock(
-    Path(RESULTS, ".run.lock")
-)  # freed by the system when this process dies
+RUN_LOCK = RunLock(Path(RESULTS))
+# Of one job, where the profile says so: jobs that share a submission take turns at them.
+GPUS_ALLOWED = workflow.global_resources.get("gpu").value
+if (
+    workflow.is_main_process
+    and GPUS_ALLOWED is not None
+    and GPUS_ALLOWED < EXPERIMENT.gpus
+):
+    raise WorkflowError(
+        f"gpus: {EXPERIMENT.gpus} in the experiment, but a job may have {GPUS_ALLOWED} (resources: gpu, in the"
+        f" profile); make it {EXPERIMENT.gpus} there, or run with --resources gpu={EXPERIMENT.gpus}"
+    )
+
+
+# In the jobs of a cluster not again: they run what was planned.
+if EXPERIMENT.features.location and workflow.is_main_process:
+    from tedm.features.adopt import adopt_planned
+
+    for store, timesteps in adopt_planned(EXPERIMENT).items():
+        listed = ", ".join(map(str, timesteps))
+        print(f"{store}: timesteps {listed} are there already", file=sys.stderr)
 
 
 def one_of(names):
@@ -144,10 +180,35 @@ def fit_spec(head):
     }
 
 
+def pretraining_spec(pretraining):
+    return {
+        "name": pretraining,
+        "pretraining": EXPERIMENT.pretraining[pretraining].model_dump(),
+        "seed": EXPERIMENT.seed,
+    }
+
+
+def digest_of_pretraining(name):
+    """The file that says that a pretraining is complete; none where there is no name."""
+    return [] if name is None else f"{RESULTS}/pretraining/{name}/digest.json"
+
+
+def encoder_digest(pretraining):
+    """The global stage that a local one starts from."""
+    return digest_of_pretraining(
+        getattr(EXPERIMENT.pretraining[pretraining], "encoder", None)
+    )
+
+
+def pretrained_digest(baseline):
+    """The pretraining that a baseline starts from."""
+    return digest_of_pretraining(EXPERIMENT.baselines[baseline].pretrained)
+
+
 def supervised_spec(baseline, n, seed):
     return {
         "name": baseline,
-        "supervised": EXPERIMENT.baselines[baseline].model_dump(),
+        "supervised": EXPERIMENT.baselines[baseline].model_dump(exclude={"label"}),
         "n": int(n),
         "seed": int(seed),
         "experiment_seed": EXPERIMENT.seed,
@@ -171,7 +232,7 @@ def score_spec(head):
 
 def score_supervised_spec(baseline, n, seed):
     return {
-        "method": baseline,
+        "method": EXPERIMENT.method_of(baseline),
         "readings": {},
         "datasets": TEST_ON,
         "n": int(n),
@@ -208,7 +269,12 @@ def cost_inputs():
 
 def table4_spec():
     methods = [
-        {"name": name, "source": name, "backbone": None, "timesteps": []}
+        {
+            "name": EXPERIMENT.method_of(name),
+            "source": name,
+            "backbone": None,
+            "timesteps": [],
+        }
         for name in EXPERIMENT.baselines
     ]
     for name, head in EXPERIMENT.heads.items():
@@ -230,6 +296,13 @@ def labels_of(datasets):
     return [[name, EXPERIMENT.datasets[name].label] for name in datasets]
 
 
+def source_labels():
+    """Names in tables, where they are not those of directories; absent where there are none."""
+    names = {b: EXPERIMENT.method_of(b) for b in EXPERIMENT.baselines}
+    labels = {name: label for name, label in names.items() if name != label}
+    return {"labels": labels} if labels else {}
+
+
 def report_spec():
     return {
         "title": EXPERIMENT.title,
@@ -237,6 +310,7 @@ def report_spec():
         "methods": EXPERIMENT.methods(),
         "datasets": labels_of(TEST_ON),
         "sources": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
+        **source_labels(),
         "train_sizes": TRAIN_SIZES,
         "seeds": SEEDS,
         "level": EXPERIMENT.evaluation.level,
@@ -316,7 +390,8 @@ def figure_size():
 def segmentations_spec():
     return {
         "synthetic": EXPERIMENT.synthetic,
-        "methods": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
+        "sources": [*EXPERIMENT.baselines, *EXPERIMENT.heads],
+        **source_labels(),
         "datasets": labels_of(TEST_ON),
         "n": figure_size(),
         "seed": SEEDS[0],
@@ -344,17 +419,23 @@ def uncertainty_spec():
 def begin_run():
     """Refuse to run beside another run: Snakemake would delete outputs under its feet."""
     try:
-        Path(RESULTS).mkdir(parents=True, exist_ok=True)
-        RUN_LOCK.acquire(timeout=0)
+        RUN_LOCK.acquire()
     except OSError as error:
         raise WorkflowError(
             f"{RESULTS}: cannot be used for results ({error.strerror})"
         ) from None
-    except Timeout:
-        raise WorkflowError(
-            f"{RESULTS}: another snakemake is running on these results; wait for it, or choose another"
-            " `results` directory"
-        ) from None
+    except TedmError as error:
+        raise WorkflowError(str(error)) from None
+    if EXPERIMENT.gpus and workflow.local_exec and not driver_here():
+        print(
+            f"gpus: {EXPERIMENT.gpus} in the experiment, but this machine has none: computing on the CPU",
+            file=sys.stderr,
+        )
+
+
+def end_run():
+    """Let the next run begin at once, from wherever it is started."""
+    RUN_LOCK.release()
 
 
 def announce_results():

@@ -14,11 +14,15 @@ rule prepare_data:
         "<benchmarks>/data/{dataset}.tsv"
     priority: 200  # bad images are found before anything long begins
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 4  # a killed job goes on from its last whole part
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=lambda w, attempt: 120 * attempt,
+        mem_mb=lambda w, threads, attempt: requests.prepare(
+            EXPERIMENT, w.dataset, threads
+        ).mem_mb(attempt),
+        runtime=lambda w, threads, attempt: requests.prepare(
+            EXPERIMENT, w.dataset, threads
+        ).runtime(attempt),
     params:
         spec=lambda w: canonical_json(prepare_spec(w.dataset)),
     shell:

@@ -35,11 +35,15 @@ rule score_head:
     benchmark:
         "<benchmarks>/scores/{head}.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: min(8, len(TEST_ON))
     resources:
-        mem_mb=lambda w, threads, attempt: (500 + 1500 * threads) * attempt,
-        runtime=60,
+        mem_mb=lambda w, threads, attempt: requests.score(
+            EXPERIMENT, w.head, threads
+        ).mem_mb(attempt),
+        runtime=lambda w, threads, attempt: requests.score(
+            EXPERIMENT, w.head, threads
+        ).runtime(attempt),
         fits=FITS,  # no parameter: one size or seed less runs nothing
     params:
         spec=lambda w: canonical_json(score_spec(w.head)),
@@ -75,12 +79,16 @@ rule score_supervised:
     benchmark:
         "<benchmarks>/scores/{baseline}/n{n}/seed{seed}.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
-        gpu=EXPERIMENT.gpus,
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=60,
+        gpu=min(1, EXPERIMENT.gpus),
+        mem_mb=lambda w, threads, attempt: requests.predict_supervised(
+            EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
+        ).mem_mb(attempt),
+        runtime=lambda w, threads, attempt: requests.predict_supervised(
+            EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
+        ).runtime(attempt),
     params:
         spec=lambda w: canonical_json(score_supervised_spec(w.baseline, w.n, w.seed)),
         data=lambda w, input: directory_of(input.data[0]),

@@ -22,11 +22,15 @@ rule fit_head:
     benchmark:
         "<benchmarks>/heads/{head}.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: min(8, len(TRAIN_SIZES) * len(SEEDS))
     resources:
-        mem_mb=lambda w, threads, attempt: (1500 + 1000 * threads) * attempt,
-        runtime=4 * 60,
+        mem_mb=lambda w, threads, attempt: requests.fit(
+            EXPERIMENT, w.head, threads
+        ).mem_mb(attempt),
+        runtime=lambda w, threads, attempt: requests.fit(
+            EXPERIMENT, w.head, threads
+        ).runtime(attempt),
         fits=FITS,  # no parameter: one size or seed less runs nothing
     params:
         store=lambda w, input: f"{directory_of(input.manifests[0])}/{TRAIN_ON}.zarr",
@@ -38,10 +42,11 @@ rule fit_head:
 
 
 rule fit_supervised:
-    """Train the supervised baseline on the first n labelled images."""
+    """Train a baseline on the first n labelled images, from random weights or from pretrained ones."""
     input:
         data=ancient(data_of([TRAIN_ON])),
         summary=f"{RESULTS}/data/{TRAIN_ON}.json",
+        pretrained=lambda w: pretrained_digest(w.baseline),
     output:
         model="<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors",
         config="<results>/baselines/{baseline}/n{n}/seed{seed}/config.json",
@@ -51,14 +56,23 @@ rule fit_supervised:
     benchmark:
         "<benchmarks>/baselines/{baseline}/n{n}/seed{seed}.tsv"
     conda:
-        "../envs/tedm.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
-        gpu=EXPERIMENT.gpus,
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=12 * 60,
+        gpu=min(1, EXPERIMENT.gpus),
+        mem_mb=lambda w, threads, attempt: requests.supervise(
+            EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
+        ).mem_mb(attempt),
+        runtime=lambda w, threads, attempt: requests.supervise(
+            EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
+        ).runtime(attempt),
     params:
         spec=lambda w: canonical_json(supervised_spec(w.baseline, w.n, w.seed)),
+        pretrained=lambda w, input: (
+            f"--pretrained {directory_of(input.pretrained)}"
+            if input.pretrained
+            else ""
+        ),
     shell:
         "tedm supervise --spec {params.spec:q} --data {input.data} --out {output.model}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " {params.pretrained} --threads {threads} 2>&1 | tee {log}"

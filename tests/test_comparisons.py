@@ -164,6 +164,18 @@ def test_differences_are_against_the_best_mean_and_corrected_over_methods():
         assert row["wins"] == (values[m] > best).sum()
 
 
+def test_who_wins_where_lower_is_better_is_who_is_lower():
+    near = [1.0, 2.0, 3.0, 4.0]
+    rows = one_seed(near=near, far=[2.0, 3.0, 2.5, 9.0]).assign(metric="hd95_mm")
+    [row] = comparisons.differences(rows, ["near", "far"]).to_dict("records")
+    assert (row["reference"], row["method"]) == ("near", "far")
+    assert row["difference"] == pytest.approx(np.mean([1.0, 1.0, -0.5, 5.0]))  # mm, not percent; larger
+    assert (row["wins"], row["ties"], row["losses"]) == (1, 0, 3)
+    # Ranks of 1, 1, 0.5, 5: 2.5, 2.5, 1, 4; better only on the third.
+    assert row["rank_biserial"] == pytest.approx((1 - 9) / 10)
+    assert row["d_z"] < 0
+
+
 def test_tests_across_classes_count_subjects_not_pairs_of_subject_and_class():
     draw = np.random.default_rng(7)
     a = draw.uniform(0.5, 0.9, (1, 8, 15))

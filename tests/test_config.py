@@ -148,3 +148,85 @@ def test_methods_are_baselines_heads_and_readings_in_the_order_of_the_file() -> 
 def test_schema_accepts_the_demo() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load((PROJECT / "config.yaml").read_text()), config.json_schema())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: a\nseed: 1\ntitle: b\n", "line 3: the key title is there a second time, first in line 1"),
+        ("heads:\n  LR: {type: ridge}\n  TEDM: {type: mlp}\n  LR: {type: mlp}\n", "line 4: the key LR"),
+        ("image: {size: 1, classes: [a],\n  size: 2}\n", "line 2: the key size is there a second time"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(TedmError, match=rf"my\.yaml: {message}"):
+        config.load(tmp_path / "my.yaml")
+
+
+def test_anchors_and_merged_keys_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [{x: 1}, {x: 2}]\n")
+    assert config.read(tmp_path / "my.yaml")["b"] == {"x": 1, "y": 3}
+
+
+# ── contrastive pretraining ─────────────────────────────────────────────────────────────────────
+
+
+def pretraining_errors(change: Callable[[dict[str, Any]], Any]) -> str:
+    def contrastive(values: dict[str, Any]) -> None:
+        brief = {"steps": 1, "batch_size": 4}
+        values["pretraining"] = {
+            "g": {"type": "global", "data": "cxr", "width": 16, "training": brief},
+            "l": {"type": "local", "data": "cxr", "encoder": "g", "training": brief},
+        }
+        values["baselines"] = {
+            "Supervised": {"width": 16},
+            "global_cl": {"label": "Global CL", "width": 16, "pretrained": "g"},
+            "local_cl": {"label": "Global & Local CL", "width": 16, "pretrained": "l", "freeze_until": 5},
+        }
+        change(values)
+
+    return message_after(contrastive)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["pretraining"]["g"].update(data="x"), "pretraining.g.data: no data set x"),
+        (lambda v: v["pretraining"]["g"].update(tau=1), "pretraining.g.tau: unknown key"),
+        (lambda v: v["pretraining"]["g"].update(type="lokal"), "pretraining.g.type: no lokal"),
+        (lambda v: v["pretraining"]["l"].update(encoder="x"), "pretraining.l.encoder: no pretraining x"),
+        (lambda v: v["pretraining"]["l"].update(encoder="l"), "l is of type local; expected type global"),
+        (lambda v: v["pretraining"]["l"].update(levels=5), "l.levels: 5, but pretraining.g has 4"),
+        (
+            lambda v: v["pretraining"]["l"]["training"].update(accumulate=3),
+            "pretraining.l.training.accumulate: does not divide batch_size 4",
+        ),
+        (lambda v: v.update(image={"size": 36}), "the 4 levels of pretraining.g need"),
+        (lambda v: v["baselines"]["global_cl"].update(pretrained="x"), "no pretraining x (pretraining"),
+        (
+            lambda v: v["baselines"]["local_cl"].update(width=8),
+            "baselines.local_cl.width: 8, but that of its start l is 16",
+        ),
+        (lambda v: v["baselines"]["Supervised"].update(freeze_until=1), "nothing to freeze"),
+        (
+            lambda v: v["baselines"]["local_cl"].update(training={"steps": 4}),
+            "baselines.local_cl.freeze_until: 5 is beyond training.steps (4)",
+        ),
+        (lambda v: v["baselines"]["local_cl"].update(learning_rates=[]), "learning_rates: list should"),
+        (lambda v: v["baselines"]["local_cl"].update(learning_rates=[0.0]), "learning_rates[0]"),
+        (lambda v: v["baselines"]["global_cl"].update(label="TEDM"), "TEDM stands for two methods"),
+        (lambda v: v["pretraining"]["g"].update(validation_max=1), "pretraining.g.validation_max"),
+    ],
+)
+def test_an_error_of_contrastive_settings_names_its_path(
+    change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    assert message in pretraining_errors(change)
+
+
+def test_tables_call_a_baseline_by_its_label() -> None:
+    values = copy.deepcopy(VALID)
+    values["pretraining"] = {"g": {"type": "global", "data": "cxr"}}
+    values["baselines"] = {"Supervised": {}, "global_cl": {"label": "Global CL", "pretrained": "g"}}
+    assert config.parse(values).methods()[:2] == ["Supervised", "Global CL"]

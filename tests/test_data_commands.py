@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from tedm import cli, config
+from tedm.data import contact
 from tedm.data.prepare import prepare
 from tedm.data.prepared import PreparedSet
 
@@ -36,7 +37,7 @@ def disc(size=24, radius=7):
 
 
 def experiment(root, datasets, **image):
-    demo = yaml.safe_load((PROJECT / "config.yaml").read_text())
+    demo = yaml.safe_load((PROJECT / "tests/tiny.yaml").read_text())
     demo |= {
         "data_root": str(root),
         "results": "results",
@@ -208,6 +209,35 @@ def test_class_indices_colour_and_depth_are_seen(tmp_path, monkeypatch):
         assert data.image_shape == (3, 32, 32)
 
 
+def test_a_folder_of_masks_for_each_class_gives_the_classes(tmp_path, monkeypatch):
+    for k in range(5):
+        save(tmp_path / f"s/images/{k}.png", picture(k, 40))
+        for name, mask in (("heart", disc(40)), ("left lung", 255 - disc(40))):
+            save(tmp_path / f"s/masks/{name}/{k}.png", mask)
+    assert tedm(monkeypatch, tmp_path, "data", "init", "s") == 0
+    experiment = config.load(tmp_path / "s.yaml")
+    assert experiment.image.classes == ["heart", "left lung"]
+    with prepared(tmp_path, tmp_path / "s.yaml", experiment.evaluation.train_on) as data:
+        masks = data.masks(range(5))
+    assert masks.sum(axis=1).max() == 1
+    assert masks[:, 0, 16, 16].all() and masks[:, 1, 0, 0].all()
+
+
+def test_folders_called_train_and_test_are_taken_at_their_word(tmp_path, monkeypatch):
+    for part, count in (("train", 5), ("val", 4), ("test", 8)):
+        for k in range(count):
+            save(tmp_path / f"s/{part}/images/{part}{k}.png", picture(k, 40))
+            save(tmp_path / f"s/{part}/labels/{part}{k}.png", disc(40))
+    assert tedm(monkeypatch, tmp_path, "data", "init", "s") == 0
+    experiment = config.load(tmp_path / "s.yaml")
+    assert experiment.evaluation.train_on == "train"
+    assert experiment.evaluation.test_on == ["test", "val"]
+    with prepared(tmp_path, tmp_path / "s.yaml", "train") as data:
+        assert (len(data.rows("train")), len(data.rows("val")), data.rows("test")) == (4, 1, [])
+    with prepared(tmp_path, tmp_path / "s.yaml", "test") as data:
+        assert len(data.rows("test")) == 8
+
+
 def test_volumes_are_seen(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for k in range(4):
@@ -240,3 +270,13 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path, monkeypatch, capsys, fi
         save(tmp_path / "s" / name, disc())
     assert tedm(monkeypatch, tmp_path, "data", "init", "s") == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_sheet_of_many_classes_tells_them_apart_and_is_wide_enough_for_their_names(tmp_path):
+    classes = [f"a structure with a long name, number {k}" for k in range(15)]
+    contact.draw(tmp_path / "sheet.png", "Many", [], classes)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    squares = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
+    assert {tuple(colour) for colour in contact._colours(15)} <= squares
+    assert len(set(contact._colours(15))) == 15

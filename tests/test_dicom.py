@@ -1,5 +1,6 @@
 """DICOM files, plain and compressed, become greys as the standard says."""
 
+import base64
 import io
 
 import numpy as np
@@ -9,10 +10,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    HTJ2K,
+    MPEG4HP41,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
     generate_uid,
 )
@@ -23,6 +31,21 @@ from tedm.data.decoders import dicom
 from tedm.errors import TedmError
 
 GREY = np.random.default_rng(0).integers(0, 4096, (8, 10)).astype(np.uint16)
+# What no encoder is installed for, as OpenJPH and an encoder of lossless JPEG (SOF3) wrote it, in base 85:
+# pixel (y, x) of 16 × 16 is (11 x² + 97 y) mod 4096.
+HTJ2K_STREAM = (
+    b"|4;u>04YEK0000G0000G00000000000000G0000G0000000000009pH0sl|{2mk^A000XAQUDA90ssL31q1{@0smY86Cj9?k"
+    b"dTm&kdTm&kdTmwh=~7W02crOPjF>!N>E53R%LP^FfKASE;BCwkN^q*00000!T<sPlfVEbdHDqgbN~Rr0206e69DD{hjak!{s"
+    b"M<|0KfnhPyhtrU-=3Tc<=#&v;cI|{Q!eh0Kfni!~g+Q*Y$c`afL=2UDxY%#T6Q9^bF$Th_SZ-vSnpuz%haBwgA8YF8TlgXn<"
+    b"8~RaI40Rj9y+Pt{sgRaI3LD)8Y`wN_PCRaJ!weE3wYRaI40RiOeOJ^(Yd`pf5Q^_R}q>n<TIYB93`z(61n2m}KCh(LSxApz{"
+    b"V0RPz"
+)
+SOF3_STREAM = (
+    b"|JeV;02u%Q0RaI40RR9100000000062M7rS4FAIb3k(1d01yEH5di<%00;p900sa6`Tqd@Xj{{4cby-pb>7k3`}d-KDe3)%i"
+    b"xw<cv0}xG7A#n?V_{;&ixw<cv0}xG7A#oUSg~Toixw<cv0}xG7B&_vSg~Toixw<cv0}xIg^Ly}Sg~Toixw<cv14Ik#fug!Sg"
+    b"~Toixw<c*jTY*#fug!Sg~ToixxH(ELgE(#fug!Sg~TojfIOAELgE(#fug!Sg~VaV#SLVELgE(#fug!SlC#xV#SLVELgE(#fu"
+    b"g;7A#n?V#SLVELgE(#f^oF7A#n?V#SLVELgE)VPeIL7A#n?V#SLVELhlBv0}xG7A#n?V#SLVAph9"
+)
 
 
 def dataset(pixels=GREY, *, bits=12, signed=False, photometric="MONOCHROME2", **tags):
@@ -68,6 +91,45 @@ def test_lossless_compression_changes_nothing(tmp_path, syntax):
     made.compress(syntax)
     pixels, _ = decoders.pixels(write(tmp_path / "a.dcm", made), 1)
     assert_array_equal(pixels[0], grey)
+
+
+@pytest.mark.parametrize(
+    ("stream", "syntax"),
+    [
+        (HTJ2K_STREAM, HTJ2KLossless),
+        (HTJ2K_STREAM, HTJ2KLosslessRPCL),
+        (HTJ2K_STREAM, HTJ2K),
+        (SOF3_STREAM, JPEGLossless),
+        (SOF3_STREAM, JPEGLosslessSV1),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_streams_of_other_encoders_are_read(tmp_path, stream, syntax):
+    y, x = np.mgrid[:16, :16]
+    grey = ((11 * x**2 + 97 * y) % 4096).astype(np.uint16)
+    pixels, _ = decoders.pixels(encapsulated(tmp_path / "a.dcm", dataset(grey), stream, syntax), 1)
+    assert_array_equal(pixels[0], grey)
+
+
+def encapsulated(path, made, stream, syntax):
+    made.PixelData = encapsulate([base64.b85decode(stream)])
+    made["PixelData"].is_undefined_length = True
+    made.file_meta.TransferSyntaxUID = syntax
+    return write(path, made)
+
+
+def test_near_lossless_compression_stays_within_its_error(tmp_path):
+    grey = np.tile(GREY, (8, 8))
+    made = dataset(grey)
+    made.compress(JPEGLSNearLossless, jls_error=3)
+    pixels, _ = decoders.pixels(write(tmp_path / "a.dcm", made), 1)
+    assert_allclose(pixels[0], grey, atol=3)
+
+
+def test_a_film_is_refused_by_the_name_of_its_syntax(tmp_path):
+    path = encapsulated(tmp_path / "a.dcm", dataset(), HTJ2K_STREAM, MPEG4HP41)
+    with pytest.raises(TedmError, match=r"a\.dcm: stored as MPEG-4 AVC/H\.264 .*, which is not read"):
+        decoders.pixels(path, 1)
 
 
 def test_baseline_jpeg_is_read_as_8_bit(tmp_path):

@@ -129,6 +129,17 @@ def test_brier_is_that_of_scikit_learn_and_ece_that_of_a_plain_loop():
             assert values(of, "ece") == pytest.approx(ece, rel=1e-9)
 
 
+def test_metrics_have_names_units_and_are_found_by_what_was_asked_for():
+    assert measures.named("hd95_mm") == ("95th-percentile Hausdorff distance", "mm")
+    assert measures.named("volume_similarity") == ("Volume similarity", "percent")
+    assert measures.named("dice") == ("Dice", "percent")
+    assert [measures.scale(m) for m in ("dice", "brier", "assd_px")] == [100, 100, 1]
+    there = {"dice", "iou", "hd95_mm", "hd95_px", "assd_px"}
+    assert measures.found_names(["assd", "iou", "hd95", "ece"], there) == [
+        *("assd_px", "iou", "hd95_mm", "hd95_px"),
+    ]
+
+
 def test_what_is_sure_and_right_is_perfectly_calibrated():
     y = np.zeros((1, 1, 4, 4), np.uint8)
     y[0, 0, :2] = 1

@@ -28,10 +28,11 @@ from tiny_backbone import backbone, data_set
 from tedm import config
 from tedm.config import FeaturesConfig
 from tedm.errors import TedmError
-from tedm.features import check
+from tedm.features import catalogue, check
 from tedm.features import store as layout
+from tedm.features.adopt import shared_store
 from tedm.features.dataset import FeatureDataset
-from tedm.features.extract import extract, shared_store
+from tedm.features.extract import extract
 from tedm.features.reader import FeatureStore
 
 N, T = 10, 50
@@ -340,12 +341,14 @@ def test_one_flipped_bit_is_found_told_by_image_and_mended(folder, url):
     assert objects(url) == local(folder)
 
 
-def test_ls_info_and_rm_work_as_in_a_directory(folder, url):
+def test_ls_info_and_rm_work_as_in_a_directory(folder, url, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "änna")
     run(url, folder)
     here = folder / "tiny.zarr"
     for mine, theirs in zip(check.ls(url), check.ls(here), strict=True):
         assert (mine.key, mine.state, mine.bytes) == (theirs.key, theirs.state, theirs.bytes)
         assert mine.made_at is not None
+        assert mine.made_by == "änna"
     assert check.info(url).bytes == check.info(here).bytes
     with pytest.raises(TedmError, match="not in a feature store"):
         check.rm(url, "../made")
@@ -455,7 +458,7 @@ def test_credentials_are_in_no_object_manifest_or_output(server, folder, url, tm
 
 def shared(folder, place, manifest, settings=SETTINGS, seed=0, model=None):
     model = model or backbone()
-    store = shared_store(str(place), "ddpm", model, folder / "tiny.h5", settings, seed)
+    store = shared_store(str(place), "ddpm", model.digest, folder / "tiny.h5", settings, seed)
     extract(model, folder / "tiny.h5", store, manifest, T, settings, seed)
     return store
 
@@ -477,6 +480,10 @@ def test_who_comes_second_gets_a_manifest_without_a_forward_pass(server, folder,
     # The path that it has in other experiments leads there.
     features = FeatureStore.open(ben.with_name("tiny.zarr"), backbone_digest=model.digest)
     assert features.path == store
+    (part,) = catalogue.contributions(place)
+    assert (part.dataset, part.images, part.timesteps) == ("Tiny", N, [T])
+    assert catalogue.has_stores(place)
+    assert not catalogue.has_stores(store)
 
 
 def test_what_differs_at_all_has_another_place(folder, tmp_path):
@@ -502,18 +509,22 @@ def test_what_differs_at_all_has_another_place(folder, tmp_path):
         assert check.verify(store) == []
 
 
-def test_a_group_may_write_what_one_of_it_made(folder, tmp_path):
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o027])
+def test_a_group_may_write_what_one_of_it_made(folder, tmp_path, umask):
     group = tmp_path / "group"
     group.mkdir()
     group.chmod(0o2775)
-    before = os.umask(0o002)
+    before = os.umask(umask)
     try:
         shared(folder, group, tmp_path / "m.json")
     finally:
         os.umask(before)
     for path in group.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
-        assert mode == (0o2775 if path.is_dir() else 0o664), (path, oct(mode))
+        others = 0o5 & ~umask if path.is_dir() else 0o4 & ~umask
+        if not path.name.endswith(".lock"):
+            assert mode == (0o2770 if path.is_dir() else 0o660) | others, (path, oct(mode))
+        assert mode & 0o060 == 0o060
 
 
 def test_results_can_be_moved_with_the_store_that_lies_in_them(folder, tmp_path):

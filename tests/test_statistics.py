@@ -158,6 +158,25 @@ def test_bold_is_the_best_mean_and_what_the_test_does_not_tell_from_it():
     assert set(zip(tests["reference"], tests["method"], strict=True)) == {("best", "far"), ("best", "near")}
 
 
+@pytest.mark.parametrize("pairs", [1, 2, 5, 6, 9])
+def test_the_least_p_is_that_of_subjects_who_all_agree(pairs):
+    agreeing = np.linspace(0.1, 0.2, pairs)
+    assert statistics.least_p(pairs) == statistics.signed_rank(agreeing, np.zeros(pairs)).p_value
+
+
+def test_where_lower_is_better_the_rule_is_that_of_the_negated_scores():
+    rng = np.random.default_rng(4)
+    base = rng.uniform(1, 9, (20, 2))
+    values = {"a": base.ravel(), "b": (base + rng.normal(0.1, 1, (20, 2))).ravel(), "c": 2 * base.ravel()}
+    found, tests = statistics.compare_with_best(frame(("x", "y"), **values), 0.05, lower_is_better=True)
+    negated = frame(("x", "y"), **{m: -v for m, v in values.items()})
+    expected, expected_tests = statistics.compare_with_best(negated, 0.05)
+    assert found["bold"].tolist() == expected["bold"].tolist() == [True, True, False]
+    assert found["mean"].tolist() == (-expected["mean"]).tolist()
+    pd.testing.assert_frame_equal(tests, expected_tests)
+    assert set(tests["reference"]) == {found.set_index("method")["mean"].idxmin()}
+
+
 def test_mean_and_population_standard_deviation():
     found = summary(frame(a=[0.5, 0.7, 0.9]))
     assert found.loc["a", "mean"] == pytest.approx(0.7)

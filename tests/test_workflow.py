@@ -118,6 +118,44 @@ def test_a_new_seed_plans_only_its_own_fits(finished: Path, tmp_path: Path) -> N
     }
 
 
+def test_contrastive_baselines_plan_each_pretraining_once(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        network = e["baselines"]["Supervised"]
+        brief = {"data": "cxr", "training": {"steps": 2, "batch_size": 2}}
+        e["pretraining"] = {
+            "global": {"type": "global", "width": 8, "multipliers": [1, 2], **brief},
+            "local": {"type": "local", "encoder": "global", **brief},
+        }
+        e["baselines"]["global_cl"] = {**network, "label": "Global CL", "pretrained": "global"}
+        e["baselines"]["local_cl"] = {**network, "label": "Global & Local CL", "pretrained": "local"}
+
+    assert planned(finished, tmp_path, change) == {
+        "pretrain": 2,
+        "fit_supervised": 4,
+        "score_supervised": 4,
+        "table1": 1,
+    }
+
+
+def test_the_published_experiment_is_planned_without_its_data(tmp_path: Path) -> None:
+    paper = yaml.safe_load((PROJECT / "experiments" / "paper_cxr.yaml").read_text())
+    for network in (*paper["backbones"].values(), *paper["pretraining"].values()):
+        assert network["training"]["steps"] == 100_000
+    assert {b["training"]["steps"] for b in paper["baselines"].values()} == {20_000}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(paper))
+    run = snakemake(tmp_path, "--dry-run", "results/paper_cxr/table1.csv")
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = dict(re.findall(r"^(\w+)\s+(\d+)$", run.stdout + run.stderr, flags=re.MULTILINE))
+    expected = {
+        "train_backbone": 1,
+        "pretrain": 2,
+        "fit_supervised": 24,
+        "score_supervised": 24,
+        "fit_head": 4,
+    }
+    assert {rule: int(found[rule]) for rule in expected} == expected
+
+
 def test_a_new_training_size_fits_and_scores_nothing_that_is_there(finished: Path, tmp_path: Path) -> None:
     def change(e: dict[str, Any]) -> None:
         e["evaluation"]["train_sizes"].append(3)
@@ -267,3 +305,14 @@ def test_a_wrong_config_stops_before_any_job_and_names_the_key(
     assert message in run.stdout + run.stderr
     assert "Traceback" not in run.stdout + run.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_a_key_that_is_there_twice_stops_the_run_and_is_named_with_its_line(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    path = tmp_path / "experiment.yaml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, "seed: 4"]))
+    run = snakemake(tmp_path, "--dry-run", "results/table1.csv")
+    assert run.returncode != 0
+    assert f"line {len(lines) + 1}: the key seed is there a second time" in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from tedm import cli_data, cli_store, config, memory
+from tedm import cli_data, cli_models, cli_store, config, memory
 from tedm.errors import TedmError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ backbone_app = typer.Typer(help="Models whose activations are kept.", no_args_is
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_models.app)
 
 
 class Sampler(enum.Enum):
@@ -132,19 +133,27 @@ def extract(
     manifest: Annotated[Path, typer.Option(help="Manifest to write, last.")],
     threads: Threads = 1,
 ) -> None:
-    """Run the backbone once over a data set at one timestep and keep its decoder activations."""
+    """Run the backbone over a data set at one timestep and keep its activations; torchrun deals it out."""
     settings = _settings(spec)
-    _limit_threads(threads)
-    from tedm import backbones
-    from tedm.features.extract import extract as run
-    from tedm.features.extract import shared_store
+    from tedm.features.adopt import adopt, backbone_digest, shared_store
+    from tedm.progress import say
 
-    # Its type was named in the experiment.
-    model = backbones.load(backbone, device=_device(), allow_imports=True)
     features = config.FeaturesConfig.model_validate(settings["features"])
-    if store.endswith("/"):
-        store = shared_store(store, backbone.name, model, data, features, settings["seed"])
-    run(model, data, store, manifest, settings["timestep"], features, settings["seed"])
+    timestep, seed, digest = settings["timestep"], settings["seed"], backbone_digest(backbone)
+    if digest is not None:
+        if store.endswith("/"):
+            store = shared_store(store, backbone.name, digest, data, features, seed)
+        if adopt(store, digest, data, features, seed, {timestep: manifest}):
+            say(f"{store}: t{timestep:04d} is there already; nothing to compute")
+            return
+    _limit_threads(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    from tedm import backbones, distributed
+    from tedm.features.extract import extract as run
+
+    block, device = distributed.share()
+    # Its type was named in the experiment.
+    model = backbones.load(backbone, device=device, allow_imports=True)
+    run(model, data, store, manifest, timestep, features, seed, block=block, devices=[str(device)])
 
 
 @app.command()
@@ -167,13 +176,47 @@ def fit(
 
 
 @app.command()
+def pretrain(
+    spec: Spec,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    encoder: Annotated[
+        Path | None, typer.Option(help="Directory of the global stage, which a local one starts from.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Pretrain the UNet contrastively on unlabelled images; under torchrun, by several processes."""
+    _limit_threads(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    from tedm import distributed
+
+    with distributed.joined() as device:
+        from tedm.contrastive.pretrain import pretrain as run
+
+        settings = _settings(spec)
+        stage = settings["pretraining"]
+        local = isinstance(stage, dict) and stage.get("type") == "local"
+        run(
+            data,
+            (config.LocalCLConfig if local else config.GlobalCLConfig).model_validate(stage),
+            settings["seed"],
+            out,
+            settings["name"],
+            encoder=encoder,
+            device=device,
+        )
+
+
+@app.command()
 def supervise(
     spec: Spec,
     data: Data,
     out: Annotated[Path, typer.Option(help="Model to write (.safetensors).")],
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Directory of `tedm pretrain` to start from; absent: none.")
+    ] = None,
     threads: Threads = 1,
 ) -> None:
-    """Train the supervised baseline on the first n labelled images."""
+    """Train a baseline on the first n labelled images: from random weights, or from pretrained ones."""
     settings = _settings(spec)
     _limit_threads(threads)
     from tedm.seeds import seed_of
@@ -185,6 +228,7 @@ def supervise(
         seed_of(settings["experiment_seed"], settings["name"], settings["n"], settings["seed"]),
         config.SupervisedConfig.model_validate(settings["supervised"]),
         out.parent,
+        pretrained=pretrained,
         device=_device(),
     )
 
@@ -387,6 +431,47 @@ def uncertainty(
 
 
 @app.command()
+def demo(
+    models: Annotated[
+        list[Path] | None, typer.Option(help="Folder that `tedm export` wrote, once for each model.")
+    ] = None,
+    config_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="Finished experiment (.yaml): its examples, and without --models its models. Absent and"
+            " without --models: config.yaml.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 127.0.0.1 is reached from this computer only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any that is free.", min=0, max=65535)] = 7860,
+    threads: Threads = 8,
+) -> None:
+    """Show a web page where people segment images with exported models, or with those of an experiment."""
+    from tedm.web import server
+
+    server.require()
+    if config_path is None and not models:
+        config_path = Path("config.yaml")
+    experiment = None if config_path is None else config.load(config_path)
+    _limit_threads(threads)
+    memory.one_heap()
+    from tedm.web import catalogue, examples
+
+    device = _device()
+    if models:
+        from tedm.models import load_together
+
+        loaded = load_together(models, device)
+    else:
+        assert experiment is not None
+        loaded = catalogue.finished(experiment, device)
+    server.serve(loaded, {} if experiment is None else examples.examples(experiment), host, port)
+
+
+@app.command()
 def check(path: Annotated[Path, typer.Argument(help="Experiment (.yaml).")]) -> None:
     """Check an experiment's settings without running anything."""
     experiment = config.load(path)
@@ -487,6 +572,6 @@ def _limit_threads(threads: int, processes: int = 1) -> None:
 
 
 def _device() -> str:
-    import torch
+    from tedm import devices
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return devices.usable().type

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +23,18 @@ Yes = Annotated[bool, typer.Option("--yes", help="Remove it; without this, only 
 
 
 @app.command()
-def ls(store: Store) -> None:
-    """List the arrays of a store, with their sizes and whether they are complete."""
+def ls(
+    store: Annotated[str, typer.Argument(help="Feature store (.zarr), or a place of many stores.")],
+) -> None:
+    """List the arrays of a store, or who made what and when in a place of many stores."""
     from rich.console import Console
     from rich.table import Table
 
-    from tedm.features import check
+    from tedm.features import catalogue, check
 
+    if catalogue.has_stores(store):
+        _show_place(store)
+        return
     columns = ("array", "state", "shape", "type", "codec", "shards", "size", "of upsampled float32")
     table = Table(*columns, "made", "by", "note")
     for array in check.ls(store):
@@ -41,11 +47,38 @@ def ls(store: Store) -> None:
             f"{array.shards_done}/{array.shards}",
             _size(array.bytes),
             f"1/{1 / array.ratio:.1f}" if array.ratio else "",
-            array.made_at.astimezone().strftime("%Y-%m-%d %H:%M") if array.made_at else "",
+            _moment(array.made_at),
             array.made_by,
             array.note,
         )
     Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def _show_place(place: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tedm.features import catalogue
+
+    table = Table("store", "data", "images", "timesteps", "size", "made", "by", "note")
+    for part in catalogue.contributions(place):
+        steps = [str(t) for t in part.timesteps] + [f"{t} (unfinished)" for t in part.unfinished]
+        table.add_row(
+            part.store,
+            part.dataset,
+            str(part.images or ""),
+            ", ".join(steps),
+            _size(part.bytes) if steps else "",
+            _moment(part.made_at),
+            part.made_by,
+            part.note,
+        )
+    Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def _moment(when: datetime | None) -> str:
+    """In the reader's time zone."""
+    return when.astimezone().strftime("%Y-%m-%d %H:%M") if when else ""
 
 
 @app.command()

@@ -497,13 +497,55 @@ HEAD_SETTINGS: dict[str, type[Section]] = {
 }
 
 
+# ── contrastive pretraining, and the networks that learn from images ─────────────────────────────
+
+
+class PretrainingConfig(Section):
+    """What both stages of contrastive pretraining have in common."""
+
+    data: Name  # data set whose unlabelled images it learns
+    validation: float = Field(0.1, gt=0, lt=1)  # share of them kept for the validation loss …
+    validation_max: int = Field(512, ge=2)  # … but at most so many images
+    temperature: float = Field(0.1, gt=0)  # τ of NT-Xent [Chen 2020, 2.1; Chaitanya 2020, 4]
+    training: OptimizerConfig = OptimizerConfig()  # 100,000 steps, as the diffusion model
+
+
+class GlobalCLConfig(PretrainingConfig):
+    """Encoder and middle of the UNet learn to tell images apart [Chen 2020]."""
+
+    type: Literal["global"]
+    width: int = Field(64, ge=8, multiple_of=8)  # as DDPMConfig
+    multipliers: Multipliers = [1, 2, 4, 8]
+    hidden: int = Field(1024, ge=1)  # of the projection [authors' code]
+    features: int = Field(128, ge=1)  # that are contrasted [authors' code]
+
+
+class LocalCLConfig(PretrainingConfig):
+    """The first decoder levels, behind a frozen encoder, learn to tell places apart [Chaitanya 2020]."""
+
+    type: Literal["local"]
+    encoder: Name  # pretraining of type global that it starts from
+    levels: int = Field(2, ge=1)  # of the decoder, from the coarsest on [authors' code]
+    regions: int = Field(20, ge=2)  # of each image [authors' code]
+    side: int = Field(3, ge=1)  # of a region, cells of the level's map [Chaitanya 2020, 4]
+    features: int = Field(128, ge=1)  # of each cell that are contrasted
+
+
+AnyPretraining = Annotated[GlobalCLConfig | LocalCLConfig, Field(discriminator="type")]
+
+
 class SupervisedConfig(Section):
-    """The same UNet without timestep, trained on the labelled images alone."""
+    """The same UNet without timestep, trained on the labelled images alone, or after a pretraining."""
 
     type: Literal["supervised"] = "supervised"
+    label: str | None = Field(None, min_length=1)  # its name in tables and figures; absent: its key
     width: int = Field(64, ge=8, multiple_of=8)
     multipliers: Multipliers = [1, 2, 4, 8]
+    pretrained: Name | None = None  # pretraining whose weights it starts from; absent: random weights
+    freeze_until: int = Field(0, ge=0)  # step up to which the pretrained weights stay as they are
     training: OptimizerConfig = OptimizerConfig(steps=20_000, batch_size=4)
+    learning_rates: list[PositiveFloat] | None = Field(None, min_length=1)
+    # tried one by one, of which the lowest validation loss decides; absent: training.learning_rate alone
     augment: bool = True  # random crop, brightness, contrast
 
 
@@ -537,6 +579,7 @@ class Experiment(Section):
     backbones: dict[Name, BackboneConfig] = Field(min_length=1)
     features: FeaturesConfig = FeaturesConfig()
     heads: dict[Name, HeadConfig] = {}
+    pretraining: dict[Name, AnyPretraining] = {}
     baselines: dict[Name, SupervisedConfig] = {}
     evaluation: EvaluationConfig
     pathvars: dict[str, str] = {}  # Snakemake's own
@@ -551,9 +594,21 @@ class Experiment(Section):
         """Name of the backbone whose features a head reads."""
         return self.heads[head].backbone or next(iter(self.backbones))
 
+    def encoder_of(self, pretraining: str) -> GlobalCLConfig:
+        """The global stage that a pretraining is, or begins with."""
+        stage = self.pretraining[pretraining]
+        while isinstance(stage, LocalCLConfig):
+            stage = self.pretraining[stage.encoder]
+        return stage
+
+    def method_of(self, source: str) -> str:
+        """Name in the tables of what a head or baseline predicts by itself."""
+        baseline = self.baselines.get(source)
+        return source if baseline is None else baseline.label or source
+
     def methods(self) -> list[str]:
         """Rows of the tables: baselines, heads and their readings, in the order of the config."""
-        names = list(self.baselines)
+        names = [self.method_of(name) for name in self.baselines]
         for name, head in self.heads.items():
             names += [name, *head.readings]
         return names
@@ -564,6 +619,14 @@ class Experiment(Section):
 
 def load(path: Path) -> Experiment:
     """Read and check an experiment's YAML file."""
+    values = read(path)
+    if not isinstance(values, dict):
+        raise TedmError(f"{path}: expected keys and values at the top level")
+    return parse(values, str(path))
+
+
+def read(path: Path) -> Any:
+    """What is written in a YAML file, in which no key may be there twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -571,12 +634,26 @@ def load(path: Path) -> Experiment:
     except (OSError, UnicodeDecodeError) as error:
         raise TedmError(f"{path}: cannot be read as a configuration file ({error})") from None
     try:
-        values = yaml.safe_load(text)
+        return yaml.load(text, _EachKeyOnce)  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
         raise TedmError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise TedmError(f"{path}: expected keys and values at the top level")
-    return parse(values, str(path))
+    except TedmError as error:
+        raise TedmError(f"{path}: {error}") from None
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML forbids a key to be there twice; PyYAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise TedmError(
+                    f"line {line}: the key {key.value} is there a second time, first in line"
+                    f" {lines[key.value]}; remove or rename one of them"
+                )
+        return super().construct_mapping(node, deep)
 
 
 def parse(values: Mapping[str, Any], where: str = "config") -> Experiment:
@@ -697,7 +774,8 @@ def _inconsistencies(e: Experiment) -> Iterator[str]:
         yield f"baselines.{name}: a head has the same name; give it another"
     methods = e.methods()
     for name in sorted({m for m in methods if methods.count(m) > 1}):
-        yield f"heads: {name} stands for two methods; give one reading another name"
+        yield f"heads: {name} stands for two methods; give one reading or label another name"
+    yield from _pretraining_inconsistencies(e)
 
 
 def _data_inconsistencies(e: Experiment) -> Iterator[str]:
@@ -728,6 +806,52 @@ def _data_inconsistencies(e: Experiment) -> Iterator[str]:
     ):
         if len(set(values)) < len(values):
             yield f"evaluation.{key}: has the same value twice"
+
+
+def _pretraining_inconsistencies(e: Experiment) -> Iterator[str]:
+    known = ", ".join(e.pretraining) or "none"
+    for name, stage in e.pretraining.items():
+        where = f"pretraining.{name}"
+        if stage.data not in e.datasets:
+            yield f"{where}.data: no data set {stage.data} (data sets: {', '.join(e.datasets)})"
+        else:
+            split = e.datasets[stage.data].split
+            if split.drawn and not (split.unlabelled or split.train):
+                yield f"{where}.data: {stage.data} has no split unlabelled or train"
+        if isinstance(stage, LocalCLConfig):
+            encoder = e.pretraining.get(stage.encoder)
+            if encoder is None:
+                yield f"{where}.encoder: no pretraining {stage.encoder} (pretraining: {known})"
+            elif not isinstance(encoder, GlobalCLConfig):
+                yield f"{where}.encoder: {stage.encoder} is of type {encoder.type}; expected type global"
+            elif stage.levels > len(encoder.multipliers):
+                yield (
+                    f"{where}.levels: {stage.levels}, but pretraining.{stage.encoder} has"
+                    f" {len(encoder.multipliers)} levels (multipliers)"
+                )
+    for name, baseline in e.baselines.items():
+        where = f"baselines.{name}"
+        if baseline.pretrained is None:
+            if baseline.freeze_until:
+                yield f"{where}.freeze_until: nothing to freeze without `pretrained`"
+            continue
+        if baseline.pretrained not in e.pretraining:
+            yield f"{where}.pretrained: no pretraining {baseline.pretrained} (pretraining: {known})"
+            continue
+        stage = e.pretraining[baseline.pretrained]
+        if isinstance(stage, LocalCLConfig):
+            stage = e.pretraining.get(stage.encoder, stage)
+        if not isinstance(stage, GlobalCLConfig):
+            continue  # told above
+        for key in ("width", "multipliers"):
+            own, its = getattr(baseline, key), getattr(stage, key)
+            if own != its:
+                yield f"{where}.{key}: {own}, but that of its start {baseline.pretrained} is {its}"
+        if baseline.freeze_until > baseline.training.steps:
+            yield (
+                f"{where}.freeze_until: {baseline.freeze_until} is beyond training.steps"
+                f" ({baseline.training.steps})"
+            )
 
 
 def _adapter_inconsistencies(where: str, backbone: BaseModel) -> Iterator[str]:
@@ -775,21 +899,33 @@ def _split_inconsistencies(e: Experiment) -> Iterator[str]:
 
 def _network_inconsistencies(e: Experiment) -> Iterator[str]:
     networks = {f"backbones.{k}": v for k, v in e.backbones.items() if isinstance(v, DDPMConfig)}
+    stages = {f"pretraining.{k}": v for k, v in e.pretraining.items()}
+    networks |= {k: v for k, v in stages.items() if isinstance(v, GlobalCLConfig)}  # type: ignore[misc]
     networks |= {f"baselines.{k}": v for k, v in e.baselines.items()}  # type: ignore[misc]
+    for where, stage in stages.items():
+        if isinstance(stage, LocalCLConfig):  # its levels are those of its encoder
+            yield from _batch_inconsistencies(e, where, stage.training, shared=True)
     for where, network in networks.items():
-        if network.training.batch_size % network.training.accumulate:
-            yield f"{where}.training.accumulate: does not divide batch_size {network.training.batch_size}"
-        if isinstance(network, DDPMConfig) and network.training.accumulate % max(1, e.gpus):
-            yield (
-                f"{where}.training.accumulate: {network.training.accumulate} micro-batches per step"
-                f" cannot be shared by {e.gpus} GPUs (gpus); make it a multiple of that"
-            )
+        shared = not isinstance(network, SupervisedConfig)
+        yield from _batch_inconsistencies(e, where, network.training, shared=shared)
         reduction = 2 ** (len(network.multipliers) - 1)
         if e.image.size % reduction:
             yield (
                 f"image.size: {e.image.size} is not a multiple of {reduction}, which the"
                 f" {len(network.multipliers)} levels of {where} need"
             )
+
+
+def _batch_inconsistencies(
+    e: Experiment, where: str, training: OptimizerConfig, *, shared: bool
+) -> Iterator[str]:
+    if training.batch_size % training.accumulate:
+        yield f"{where}.training.accumulate: does not divide batch_size {training.batch_size}"
+    if shared and training.accumulate % max(1, e.gpus):
+        yield (
+            f"{where}.training.accumulate: {training.accumulate} micro-batches per step"
+            f" cannot be shared by {e.gpus} GPUs (gpus); make it a multiple of that"
+        )
 
 
 def _head_inconsistencies(e: Experiment, name: str, head: HeadConfig) -> Iterator[str]:

@@ -35,9 +35,15 @@ class DiffusionBackbone:
     ) -> dict[str, Tensor]:
         """See `Backbone.features`."""
         check_input(self, images, timestep, noise)
+        t = torch.full((len(images),), timestep, device=images.device)
+        return self.features_at(images, t, noise, input_range)
+
+    def features_at(
+        self, images: Tensor, t: Tensor, noise: Tensor, input_range: InputRange = "trained"
+    ) -> dict[str, Tensor]:
+        """The same with a timestep for each image, (N,), which the caller has checked."""
         low, high = self.input_range if input_range == "trained" else (0.0, 1.0)
         with torch.no_grad():
-            t = torch.full((len(images),), timestep, device=images.device)
             x_t = self.schedule.diffuse(low + (high - low) * images, t, noise)
             return self.network.decode(x_t.contiguous(memory_format=torch.channels_last), t)
 
