@@ -5,7 +5,11 @@ import io
 import os
 import re
 import secrets
+import signal
 import struct
+import subprocess
+import sys
+import tempfile
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +19,16 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_experiment import finish
 from tiny_web import models, running
 
 pytest.importorskip("gradio", minversion="6")
 
+from tedm import config
 from tedm.errors import TedmError
+from tedm.models.export import export
 from tedm.models.images import Picture
-from tedm.web import limits, result
+from tedm.web import incoming, limits, result
 from tedm.web.app import Page
 from tedm.web.pictures import Given, Pictures
 
@@ -41,6 +48,42 @@ def site(known):
     with running(known) as (address, folder):
         yield address, folder
     assert not folder.exists(), "the directory of uploads is still there"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Two model folders of a finished experiment."""
+    results = tmp_path_factory.mktemp("exported")
+    experiment = config.parse(
+        {
+            "title": "Tiny",
+            "image": {"size": 24},
+            "datasets": {
+                "chests": {
+                    "label": "Chests",
+                    "source": {"type": "phantom", "site": "jsrt", "count": 7},
+                    "split": {"unlabelled": 2, "train": 2, "val": 1, "test": 2},
+                }
+            },
+            "backbones": {
+                "ddpm": {
+                    "type": "ddpm",
+                    "data": "chests",
+                    "width": 8,
+                    "multipliers": [1, 2],
+                    "samples": 0,
+                    "training": {"steps": 1, "batch_size": 2},
+                }
+            },
+            "heads": {"LR": {"type": "ridge", "timesteps": [50]}},
+            "evaluation": {"train_on": "chests", "test_on": ["chests"], "train_sizes": [1, 2]},
+        }
+    )
+    finish(experiment, results)
+    folders = [results / f"model{n}" for n in (1, 2)]
+    for n, folder in enumerate(folders, 1):
+        export(experiment, results, "LR", n, 0, folder)
+    return folders
 
 
 def png(shape=(37, 23), seed=0):
@@ -177,6 +220,37 @@ def test_a_wrong_file_is_refused_in_words_and_the_page_goes_on(visit):
     assert "Traceback" not in page.locator("body").inner_text()
     page.get_by_role("radio", name="Discs 3").check()
     shown(page, "disc-3")
+
+
+DROP = """(input, size) => {
+    const given = new DataTransfer();
+    given.items.add(new File([new Uint8Array(size)], "huge.png"));
+    for (const kind of ["dragenter", "dragover", "drop"])
+        input.parentElement.dispatchEvent(
+            new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: given}));
+}"""
+
+
+@pytest.mark.parametrize("way", ["chosen", "dropped"])
+def test_a_file_beyond_the_limit_is_refused_before_the_browser_sends_it(visit, tmp_path, way):
+    page, sent = visit(), []
+    page.on("request", lambda request: sent.append(request.url) if "upload" in request.url else None)
+    shown(page, "disc-1")
+    place = page.locator("#tedm-upload input[type=file]")
+    looks = page.locator("#tedm-upload").evaluate("e => e.outerHTML")
+    if way == "chosen":
+        with (tmp_path / "huge.png").open("wb") as file:
+            file.truncate(limits.MAX_BYTES + 1)
+        place.set_input_files(tmp_path / "huge.png")
+        assert place.evaluate("input => input.files.length") == 0, "it cannot be chosen again"
+    else:
+        place.evaluate(DROP, limits.MAX_BYTES + 1)
+    said = page.get_by_role("status").filter(has_text="The file is too large: at most 48 MB")
+    said.wait_for()
+    assert sent == []
+    assert page.locator("#tedm-upload").evaluate("e => e.outerHTML") == looks
+    put(page, "small.png", png())
+    shown(page, "small")
 
 
 def test_two_visitors_at_once_each_get_their_own(visit, known, tmp_path):
@@ -561,3 +635,54 @@ def test_a_port_in_use_is_said(site):
     port = int(site[0].rsplit(":", 1)[1])
     with pytest.raises(TedmError, match="--port"), server.listening("127.0.0.1", port):
         pass
+
+
+# ── what is left behind ─────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, victim = tmp_path / f"{incoming.PREFIX}left", tmp_path / "victim"
+    for folder in (left, victim):
+        folder.mkdir()
+        (folder / "image.png").write_bytes(png())
+    (tmp_path / f"{incoming.PREFIX}link").symlink_to(victim)
+    (tmp_path / f"{incoming.PREFIX}file").write_bytes(png())
+    with incoming.directory() as first:
+        assert not left.exists()
+        (first / "image.png").write_bytes(png())
+        with incoming.directory() as second:
+            assert second != first
+            assert (first / "image.png").exists(), "a server in use lost its directory"
+        assert not second.exists()
+    assert not first.exists()
+    assert (victim / "image.png").exists()
+    assert (tmp_path / f"{incoming.PREFIX}file").exists()
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_shows_exported_models_and_leaves_nothing_behind(exported, tmp_path, ended_by):
+    command = [Path(sys.executable).with_name("tedm"), "demo", "--port", "0", "--threads", "1"]
+    command += [word for folder in exported for word in ("--models", folder)]
+    left = tmp_path / f"{incoming.PREFIX}left"
+    left.mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        said = ""
+        while "http://" not in said:
+            line = server.stdout.readline()
+            assert line, said
+            said += line
+        address = re.search(r"http://\S+", said)[0]
+        assert '"LR"' in httpx.get(f"{address}/config").text
+        sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", png())}).json()[0]
+        (folder,) = tmp_path.glob(f"{incoming.PREFIX}*")
+        assert Path(sent).is_relative_to(folder)
+        assert Path(sent).is_file()
+        server.send_signal(ended_by)
+        rest = server.communicate(timeout=20)[0]
+    assert server.returncode == 0
+    assert "Traceback" not in rest
+    assert list(tmp_path.glob("tedm-*")) == []

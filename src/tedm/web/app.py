@@ -25,10 +25,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger("tedm.web")
-# Gradio names each radio button differently, and a browser's arrow keys move within one name.
-ONE_GROUP = (
-    """() => document.querySelectorAll("#tedm-examples input").forEach(i => { i.name = "example"; })"""
-)
 NOTHING = "Choose an example or upload an image first."
 GONE = "Your image is no longer here: images are kept for half an hour. Upload it once more."
 LOST = "The file did not arrive. Upload it once more."
@@ -188,10 +184,21 @@ def build(page: Page) -> tuple[gr.Blocks, dict[str, Any]]:
         read.success(**segment)
         read.failure(None, None, upload, js="() => null", **quick)  # so that another file can be given
         button.click(**segment)
+        # Pressed by the page's script, so that this refusal looks and is read out like any other.
+        too_large = gr.Button("The file is too large", visible="hidden", elem_id="tedm-too-large")
+        too_large.click(polite(_too_large), show_progress="hidden", api_visibility="private")
     blocks.queue(max_size=limits.WAITING, api_open=False, default_concurrency_limit=1)
-    style = resources.files("tedm.web").joinpath("templates/page.css").read_text()
-    look = {"css": style + _thumbnails(page), "theme": _theme(), "js": ONE_GROUP}
+    script = _template("page.js").replace("MAX_BYTES", str(limits.MAX_BYTES))
+    look = {"css": _template("page.css") + _thumbnails(page), "theme": _theme(), "js": script}
     return blocks, look
+
+
+def _template(name: str) -> str:
+    return resources.files("tedm.web").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def _too_large() -> None:
+    raise TedmError(f"The file is too large: {limits.TOO_LARGE}.")
 
 
 def _path_of(payload: Any) -> str | None:

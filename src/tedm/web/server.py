@@ -1,18 +1,17 @@
-"""The web server of the page: where it listens, where uploads arrive, and that nothing of them stays."""
+"""The web server of the page: where it listens, and how it ends."""
 
 import importlib.util
 import logging
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tedm.errors import TedmError
 from tedm.progress import say
+from tedm.web import incoming
 
 if TYPE_CHECKING:
     from tedm.models import Models
@@ -36,10 +35,10 @@ def prepared(models: "Models", examples: Mapping[str, "Given"], host: str) -> It
         examples: images to try.
         host: where it will listen.
     """
-    with tempfile.TemporaryDirectory(prefix="tedm-web-") as folder:
+    with incoming.directory() as folder:
         # Gradio reads these when it is imported or first used; it would call home otherwise.
         os.environ |= {
-            "GRADIO_TEMP_DIR": str(Path(folder).resolve()),
+            "GRADIO_TEMP_DIR": str(folder),
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_OFFLINE": "1",
         }
@@ -50,7 +49,7 @@ def prepared(models: "Models", examples: Mapping[str, "Given"], host: str) -> It
         from tedm.web.app import Page, build
         from tedm.web.gate import Gate
 
-        blocks, look = build(Page(models, examples, Path(folder)))
+        blocks, look = build(Page(models, examples, folder))
         blocks.state_session_capacity = limits.SESSIONS
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         gr.mount_gradio_app(
@@ -68,7 +67,7 @@ def prepared(models: "Models", examples: Mapping[str, "Given"], host: str) -> It
             **look,
         )
         blocks.has_launched = True  # else Gradio opens any file that a client names
-        yield Gate(app, Path(folder), LOOPBACK if is_loopback(host) else None)
+        yield Gate(app, folder, LOOPBACK if is_loopback(host) else None)
 
 
 def serve(models: "Models", examples: Mapping[str, "Given"], host: str, port: int) -> None:
