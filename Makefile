@@ -15,7 +15,7 @@ web: demo ## The demo's models on a web page of this computer (docs/web_page.md)
 	tedm demo
 
 test: $(INSTALLED) ## Every test, the slow ones included
-	pytest
+	pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED) ## Style, types and the workflow's own checks
 	ruff check .
