@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from tedm.errors import TedmError
-from tedm.features.places import ChangedError, Document
+from tedm.features.place import ChangedError, Document
 
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<prefix>[A-Za-z0-9_.=/-]+)")
 ATTEMPTS = 6  # of a request, with pauses that grow to 20 s, unless AWS_MAX_ATTEMPTS says otherwise

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tedm import files
 from tedm.errors import TedmError
-from tedm.features.places import ChangedError, Document
+from tedm.features.place import ChangedError, Document
 
 
 class Directory:

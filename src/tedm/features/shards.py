@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
 
-from tedm.features.places import Source
+from tedm.features.place import Source
 
 Codec = Literal["none", "zstd", "lz4"]
 ZSTD_LEVEL = 1

@@ -23,7 +23,8 @@ from tedm import files
 from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import shards
-from tedm.features.places import ChangedError, Document, Source, place_of
+from tedm.features.place import ChangedError, Document, Source
+from tedm.features.places import place_of
 from tedm.features.shards import Codec, DamageError
 
 FORMAT = "tedm features"

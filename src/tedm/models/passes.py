@@ -1,7 +1,6 @@
 """One pass of a backbone per image and timestep, for all models that read it."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from tedm.digests import digest_of
 from tedm.features.rounding import keep_bits
 from tedm.heads.base import ArrayFeatures
 from tedm.models.folder import Features
-
-if TYPE_CHECKING:
-    from tedm.models.model import Model
+from tedm.models.loaded import Loaded
 
 Float = NDArray[np.float32]
 # Images × timesteps of a forward pass. It never depends on how many there are, since convolutions of
@@ -41,7 +38,7 @@ class MemoryFeatures(ArrayFeatures):
 
 
 def predictions(
-    models: Sequence["Model"], squares: Float, names: Sequence[str]
+    models: Sequence[Loaded], squares: Float, names: Sequence[str]
 ) -> Iterator[tuple[slice, list[Float]]]:
     """Predict with several models that see the same squares.
 
@@ -63,9 +60,9 @@ def predictions(
         yield rows, [found[id(model)] for model in models]
 
 
-def _by_backbone(models: Sequence["Model"]) -> list[list["Model"]]:
+def _by_backbone(models: Sequence[Loaded]) -> list[list[Loaded]]:
     """Models that read the same features together; those that see the images themselves one by one."""
-    groups: dict[str, list[Model]] = {}
+    groups: dict[str, list[Loaded]] = {}
     for model in models:
         said = model.description
         shared = [said.backbone, None if said.features is None else said.features.model_dump()]
@@ -73,7 +70,7 @@ def _by_backbone(models: Sequence["Model"]) -> list[list["Model"]]:
     return list(groups.values())
 
 
-def _votes(model: "Model", features: MemoryFeatures | None, squares: Float) -> Float:
+def _votes(model: Loaded, features: MemoryFeatures | None, squares: Float) -> Float:
     if model.network is not None:
         return supervised.predict_proba(model.network, squares)[None]
     assert model.head is not None
@@ -84,7 +81,7 @@ def _votes(model: "Model", features: MemoryFeatures | None, squares: Float) -> F
     return np.asarray(steps, np.float32)
 
 
-def _features(models: Sequence["Model"], squares: Float, names: Sequence[str]) -> MemoryFeatures | None:
+def _features(models: Sequence[Loaded], squares: Float, names: Sequence[str]) -> MemoryFeatures | None:
     """Features of all timesteps and layers that the models read; None where they see the images."""
     first = models[0]
     if first.backbone is None:

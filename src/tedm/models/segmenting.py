@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,15 @@ from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.models.folder import Preprocessing
 from tedm.models.images import Picture, Scan, as_picture
+from tedm.models.loaded import Loaded
 from tedm.models.passes import IMAGES_AT_ONCE, predictions
 from tedm.models.segmentation import Segmentation
-
-if TYPE_CHECKING:
-    from tedm.models.model import Model
 
 Float = NDArray[np.float32]
 
 
 def segment(
-    models: Sequence["Model"],
+    models: Sequence[Loaded],
     images: Sequence[Any],
     ids: Sequence[str] | str | None,
     keep_largest: int | None,
@@ -55,8 +53,8 @@ def segment(
     return [{model.name: each[model.name] for model in models} for each in found]
 
 
-def _by_preprocessing(models: Sequence["Model"]) -> list[list["Model"]]:
-    groups: dict[str, list[Model]] = {}
+def _by_preprocessing(models: Sequence[Loaded]) -> list[list[Loaded]]:
+    groups: dict[str, list[Loaded]] = {}
     for model in models:
         groups.setdefault(digest_of(model.preprocessing.model_dump()), []).append(model)
     return list(groups.values())
@@ -84,7 +82,7 @@ def _batches(
 
 
 def _segment(
-    models: Sequence["Model"],
+    models: Sequence[Loaded],
     pictures: Sequence[Picture | Scan],
     like: Preprocessing,
     ids: Sequence[str] | None,
@@ -112,7 +110,7 @@ def _segment(
 class _Gathered:
     """What one model predicts, batch by batch; of a volume only what is needed in the end."""
 
-    def __init__(self, model: "Model", *, keep_steps: bool) -> None:
+    def __init__(self, model: Loaded, *, keep_steps: bool) -> None:
         self.model, self.keep_steps = model, keep_steps
         self.mean: list[Float] = []
         self.information: list[Float] = []
