@@ -1,5 +1,6 @@
 """One run at a time on a folder of results: who runs, and whether they still do."""
 
+import getpass
 import json
 import os
 import socket
@@ -103,9 +104,17 @@ class RunLock:
         # A new file each time: of an old one, a network file system may show what it was a minute ago.
         about = {
             "host": socket.gethostname(),
-            "user": os.environ.get("USER") or str(os.getuid()),
+            "user": _user(),
             "pid": str(os.getpid()),
             "since": self._since,
             "beat": str(number),
         }
         files.write_json(self.record, about)
+
+
+def _user() -> str:
+    """Who runs this: by number where the system knows no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
