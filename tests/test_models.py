@@ -11,6 +11,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -27,7 +28,7 @@ from tiny_experiment import finish
 import tedm
 from tedm import config, disagreement, evaluation
 from tedm.backbones import study
-from tedm.data import decoders
+from tedm.data import decoders, prepared
 from tedm.data.decoders import nifti
 from tedm.data.phantoms import draw
 from tedm.data.prepared import PreparedSet
@@ -35,7 +36,7 @@ from tedm.data.sources.brain import write_ukbb
 from tedm.data.sources.ukbb import UKBiobank
 from tedm.digests import digest_of
 from tedm.errors import TedmError
-from tedm.models import Models, Segmentation, images, load
+from tedm.models import Models, Segmentation, card, images, load
 from tedm.models.batch import Options, segment_files
 from tedm.models.export import export
 from tedm.models.folder import VolumeScaling
@@ -603,3 +604,29 @@ def test_the_page_offers_what_is_finished_and_shows_the_dice_of_the_score_files(
             wanted = (given.name, name, "dice")
             rows = [r for r in csv.DictReader(file) if (r["subject"], r["method"], r["metric"]) == wanted]
         assert dice == round(100 * float(rows[0]["value"]), 1)
+
+
+@pytest.mark.parametrize("source", ["global_cl", "local_cl", "TEDM", "Supervised"])
+def test_the_card_has_the_terms_of_the_images_that_it_was_pretrained_on(tmp_path, source):
+    experiment = config.load(PROJECT / "config.yaml")
+    (tmp_path / "data").mkdir()
+    for name in ("cxr", "jsrt"):
+        about = {"intensity_range": (0, 255), "synthetic": True, "source": "", "cite": ""}
+        blank = np.zeros((1, 1, 8, 8), np.uint8)
+        path = tmp_path / "data" / f"{name}.h5"
+        prepared.write(
+            path,
+            name,
+            blank,
+            blank,
+            ["a"],
+            ["a"],
+            ["train"],
+            ["lungs"],
+            licence=f"terms of {name}",
+            **about,
+        )
+    description = SimpleNamespace(kind="head" if source == "TEDM" else "network")
+    terms = "\n".join(card._licence(experiment, tmp_path, source, description))
+    assert "terms of jsrt" in terms
+    assert ("terms of cxr" in terms) == (source != "Supervised")

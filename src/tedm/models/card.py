@@ -86,21 +86,24 @@ def _what(experiment: Experiment, source: str, model: Description) -> list[str]:
     ]
 
 
-def _unlabelled(experiment: Experiment, results: Path, source: str, model: Description) -> list[str]:
+def _unlabelled_set(experiment: Experiment, source: str, model: Description) -> str | None:
+    """Name of the data set that it was pretrained on; None where the experiment has none."""
     if model.kind == "network":
-        pretrained = getattr(experiment.baselines[source], "pretrained", None)
-        stage = experiment.pretraining[pretrained] if pretrained else None
-        if stage is None:
-            return ["- No unlabelled images."]
-        name = stage.data
-    else:
-        backbone = experiment.backbones[experiment.backbone_of(source)]
-        name = getattr(backbone, "data", "")
-        if not name:
-            return [f"- Its backbone is of type {backbone.type}: it was trained elsewhere."]
-    with PreparedSet(results / "data" / f"{name}.h5") as data:
-        count = len(data.rows("unlabelled")) or len(data.rows("train"))
-        return [f"- Pretraining, without masks: {count} images of {_set(data)}"]
+        pretrained = experiment.baselines[source].pretrained
+        return experiment.pretraining[pretrained].data if pretrained else None
+    return getattr(experiment.backbones[experiment.backbone_of(source)], "data", None)
+
+
+def _unlabelled(experiment: Experiment, results: Path, source: str, model: Description) -> list[str]:
+    name = _unlabelled_set(experiment, source, model)
+    if name:
+        with PreparedSet(results / "data" / f"{name}.h5") as data:
+            count = len(data.rows("unlabelled")) or len(data.rows("train"))
+            return [f"- Pretraining, without masks: {count} images of {_set(data)}"]
+    if model.kind == "network":
+        return ["- No unlabelled images."]
+    backbone = experiment.backbones[experiment.backbone_of(source)]
+    return [f"- Its backbone is of type {backbone.type}: it was trained elsewhere."]
 
 
 def _scores(experiment: Experiment, results: Path, source: str, model: Description) -> list[str]:
@@ -151,9 +154,8 @@ def _untested(experiment: Experiment, model: Description) -> list[str]:
 
 def _licence(experiment: Experiment, results: Path, source: str, model: Description) -> list[str]:
     names = [experiment.evaluation.train_on]
-    if model.kind == "head":
-        data = getattr(experiment.backbones[experiment.backbone_of(source)], "data", None)
-        names += [data] if data and data not in names else []
+    unlabelled = _unlabelled_set(experiment, source, model)
+    names += [unlabelled] if unlabelled and unlabelled not in names else []
     lines = [
         "The weights were learned from these images; their terms are for whoever hands the model on:",
         "",
