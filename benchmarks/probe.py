@@ -1,10 +1,11 @@
-"""A linear probe: what a contrastively pretrained encoder knows of the masks, against untrained encoders.
+"""A linear probe: what a contrastively pretrained network knows of the masks, against untrained networks.
 
 python benchmarks/probe.py --pretraining results/pretraining/global --data results/data/jsrt.h5
 
-A logistic regression of scikit-learn (L2, standardised features) reads what the decoder would read, the
-last map of every encoder level and the middle, resized to half the image, from the first n images of the
-split train. Its probabilities are resized to the image and scored as Dice on the split test.
+A logistic regression of scikit-learn (L2, standardised features) reads the maps of the parts that have
+learnt, resized to half the image, from the first n images of the split train. Of a global stage these are
+the last map of every encoder level and the middle; of a local stage those of its decoder levels (--maps all
+is both). Its probabilities are resized to the image and scored as Dice on the split test.
 """
 
 import argparse
@@ -31,8 +32,10 @@ def main() -> None:
     options.add_argument("--sizes", type=int, nargs="+", default=[1, 3])
     options.add_argument("--penalty", type=float, default=0.01, help="C of scikit-learn")
     options.add_argument("--untrained", type=int, default=3, help="networks to compare with")
+    options.add_argument("--maps", choices=["learnt", "all"], default="learnt")
     given = options.parse_args()
     learnt = pretrained.read(given.pretraining)
+    levels = len({part.split(".")[1] for part in learnt.parts if part.startswith("decoder.")})
     with PreparedSet(given.data) as data:
         train, test = data.training_rows(max(given.sizes)), data.rows("test")
         images = {"train": data.images(train), "test": data.images(test)}
@@ -43,7 +46,8 @@ def main() -> None:
     print("| encoder |" + "".join(f" n = {n} |" for n in given.sizes))
     print("|---|" + "--:|" * len(given.sizes))
     for name, network in {**networks, given.pretraining.name: trained}.items():
-        scores = [dice(network, images, masks, n, given.penalty) for n in given.sizes]
+        read = {part: maps(network, x, levels, given.maps == "all") for part, x in images.items()}
+        scores = [dice(read, masks, n, given.penalty) for n in given.sizes]
         print(f"| {name} |" + "".join(f" {score:.1f} |" for score in scores), flush=True)
 
 
@@ -54,32 +58,32 @@ def _network(learnt: pretrained.Pretrained, seed: int) -> UNet:
     ).eval()
 
 
-def dice(
-    network: UNet, images: dict[str, np.ndarray], masks: dict[str, np.ndarray], n: int, penalty: float
-) -> float:
+@torch.no_grad()
+def maps(network: UNet, images: np.ndarray, levels: int, everything: bool) -> Tensor:
+    """What is read of images (N, C, H, W): (N, D, H / 2, W / 2)."""
+    x = torch.from_numpy(images)
+    found = list(network.decode(x, levels=levels).values())
+    if everything or not levels:
+        middle, skips = network._encode(x, None)
+        found += [*skips[2::2], middle]  # after each level's attention
+    size = [side // 2 for side in images.shape[2:]]
+    return torch.cat([F.interpolate(m, size, mode="bilinear", antialias=True) for m in found], 1)
+
+
+def dice(read: dict[str, Tensor], masks: dict[str, np.ndarray], n: int, penalty: float) -> float:
     """Mean Dice in percent on the test images, after learning from the first n training images."""
-    seen = _maps(network, images["train"][:n])
+    seen, tested, truth = read["train"][:n], read["test"], masks["test"].astype(bool)
     small = F.interpolate(torch.from_numpy(masks["train"][:n]).float(), seen.shape[2:], mode="area")
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200))
     probe.fit(_cells(seen), (small > 0.5).flatten().numpy())
-    tested = _maps(network, images["test"])
     p = torch.from_numpy(probe.predict_proba(_cells(tested))[:, 1]).view(-1, 1, *tested.shape[2:])
-    predicted = (F.interpolate(p, images["test"].shape[2:], mode="bilinear") > 0.5).numpy()
-    truth = masks["test"].astype(bool)
+    predicted = (F.interpolate(p, truth.shape[2:], mode="bilinear") > 0.5).numpy()
     shared = (predicted & truth).sum((1, 2, 3))
     return float(100 * np.mean(2 * shared / (predicted.sum((1, 2, 3)) + truth.sum((1, 2, 3)))))
 
 
-@torch.no_grad()
-def _maps(network: UNet, images: np.ndarray) -> Tensor:
-    middle, skips = network._encode(torch.from_numpy(images), None)
-    size = [side // 2 for side in images.shape[2:]]
-    maps = [*skips[2::2], middle]  # after each level's attention
-    return torch.cat([F.interpolate(m, size, mode="bilinear", antialias=True) for m in maps], 1)
-
-
-def _cells(maps: Tensor) -> np.ndarray:
-    return maps.permute(0, 2, 3, 1).flatten(0, 2).numpy()
+def _cells(read: Tensor) -> np.ndarray:
+    return read.permute(0, 2, 3, 1).flatten(0, 2).numpy()
 
 
 if __name__ == "__main__":

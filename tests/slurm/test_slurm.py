@@ -67,7 +67,7 @@ def submitting(directory: Path, gpus: int, *arguments: str) -> list[str]:
     return command(
         directory,
         PROFILES / "slurm",
-        *("--slurm-status-command", "squeue", "--latency-wait", "5", "--resources", f"gpu={gpus}"),
+        *("--latency-wait", "5", "--resources", f"gpu={gpus}"),
         *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"),
         *("--set-threads", "prepare_data=1"),
         *("--set-resources", "prepare_data:mem_mb=60 * 40 ** (attempt - 1)"),

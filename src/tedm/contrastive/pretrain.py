@@ -1,16 +1,16 @@
 """The two stages of contrastive pretraining on the unlabelled images of a prepared set."""
 
 import math
-from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from abc import abstractmethod
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tedm import checkpoint, distributed, files, pretrained, seeds
+from tedm import checkpoint, distributed, pretrained, seeds
 from tedm.config import GlobalCLConfig, LocalCLConfig
 from tedm.contrastive import views
 from tedm.contrastive.heads import GlobalNetwork, LocalNetwork
@@ -18,12 +18,13 @@ from tedm.contrastive.losses import nt_xent
 from tedm.data.prepared import PreparedSet
 from tedm.distributed import processes
 from tedm.errors import TedmError
-from tedm.progress import say
-from tedm.training import Epochs, build, check_batches, train
+from tedm.training import build, check_batches
 from tedm.unet import UNet
-from tedm.unlabelled import TrainingImages, split_rows
+from tedm.unlabelled_training import UnlabelledTraining, opened
 
 INPUT_RANGE = (0.0, 1.0)  # as the networks that are fine-tuned see images
+
+S = TypeVar("S", bound=GlobalCLConfig | LocalCLConfig)
 
 
 def pretrain(
@@ -58,11 +59,8 @@ def pretrain(
     """
     label = f"pretraining {name or out.name}"
     check_batches(settings.training, f"pretraining.{name or out.name}.training")
-    rank, world = processes()
-    patience = -1.0 if world == 1 else 0.0
-    lock = nullcontext() if rank else files.only_one(out / checkpoint.WEIGHTS, f"the {label}", patience)
-    with PreparedSet(data) as images, lock:
-        stage: Pretraining
+    with opened(data, out, label) as images:
+        stage: GlobalPretraining | LocalPretraining
         if isinstance(settings, GlobalCLConfig):
             stage = GlobalPretraining(images, settings, seed, out, label, torch.device(device))
         else:
@@ -72,31 +70,12 @@ def pretrain(
         stage.run()
 
 
-class Pretraining(ABC):
+class Pretraining(UnlabelledTraining[S]):
     """One stage in the making; arguments as in `pretrain`."""
 
-    module: GlobalNetwork | LocalNetwork
+    input_range = INPUT_RANGE
+    learner: GlobalNetwork | LocalNetwork
     start: str | None = None  # digest of what it starts from
-
-    def __init__(
-        self,
-        data: PreparedSet,
-        settings: GlobalCLConfig | LocalCLConfig,
-        seed: int,
-        out: Path,
-        label: str,
-        device: torch.device,
-    ) -> None:
-        self.data, self.settings, self.seed, self.out, self.device = data, settings, seed, out, device
-        self.label, self.optimizer = label, settings.training
-        rows, validation_rows = split_rows(data, settings.validation, settings.validation_max, seed)
-        self.images = TrainingImages(data, rows, device)
-        self.validation = TrainingImages(data, validation_rows, device)
-        self.epochs = Epochs(len(self.images), self.optimizer.batch_size, seed, settings.type)
-
-    @abstractmethod
-    def loss(self, step: int, micro: int) -> Tensor:
-        """Loss of one micro-batch, as `training.train` asks for it."""
 
     @abstractmethod
     def batch_loss(
@@ -104,61 +83,27 @@ class Pretraining(ABC):
     ) -> Tensor:
         """Loss of a whole batch, with images that are told apart by their places."""
 
-    def run(self) -> None:
-        """Train and write what was learnt."""
-        if processes()[0] == 0:
-            (self.out / checkpoint.DIGEST).unlink(missing_ok=True)
-        record = train(
-            self.module,
-            self.loss,
-            self.optimizer,
-            self.out / "state",
-            self.label,
-            identity={
-                "seed": self.seed,
-                "data": self.data.digest,
-                "start": self.start,
-                "settings": self.settings.model_dump(mode="json", exclude={"data", "training", "encoder"}),
-            },
-            validate=self.validation_loss,
-            log=self.out / "losses.csv",
-            tensorboard=self.out / "tensorboard",
-        )
-        if processes()[0] != 0:
-            return
-        description = checkpoint.describe(
-            self.module.network,
-            self.data.image_shape,
-            INPUT_RANGE,
-            None,
-            data={
-                "label": self.data.label,
-                "digest": self.data.digest,
-                "synthetic": self.data.synthetic,
-                "images": len(self.images),
-                "validation_images": len(self.validation),
-            },
-            training={
-                **self.optimizer.model_dump(mode="json"),
-                **self.settings.model_dump(mode="json", exclude={"data", "training"}),
-                "learnt": self.learnt(),
-                "seed": self.seed,
-                "best_step": record.best_step,
-                "validation_loss": record.best_validation,
-                "seconds": round(record.seconds, 1),
-                "device": self.device.type,
-                "processes": processes()[1],
-            },
-        )
-        digest = checkpoint.write(self.out, self.module.network, description)
-        say(
-            f"{self.label}: validation loss {record.best_validation:.4g} at step"
-            f" {record.best_step}, digest {digest[:12]}"
-        )
+    @property
+    def module(self) -> GlobalNetwork | LocalNetwork:
+        return self.learner
+
+    @property
+    def unet(self) -> UNet:
+        return self.learner.network
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        settings = self.settings.model_dump(mode="json", exclude={"data", "training", "encoder"})
+        return {"start": self.start, "settings": settings}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        settings = self.settings.model_dump(mode="json", exclude={"data", "training"})
+        return {**settings, "learnt": self.learnt()}
 
     def learnt(self) -> list[str]:
         """Parts of the network that another one may start from."""
-        return list(self.module.learnt)
+        return list(self.learner.learnt)
 
     def draw_pair(self, count: int, *names: str | int) -> tuple[views.View, views.View]:
         """Two views of so many images, always the same under the same names."""
@@ -169,19 +114,11 @@ class Pretraining(ABC):
 
     def embed(self, images: Tensor, pair: tuple[views.View, views.View]) -> tuple[Tensor, Tensor]:
         """What the network makes of both views, (N, …) each."""
-        first, second = self.module(torch.cat([view.of(images) for view in pair])).chunk(2)
+        first, second = self.learner(torch.cat([view.of(images) for view in pair])).chunk(2)
         return first, second
 
-    def part(self, micro: int) -> slice:
-        """Images of a micro-batch within its batch."""
-        size, parts = self.optimizer.batch_size, self.optimizer.accumulate
-        return slice(micro * size // parts, (micro + 1) * size // parts)
-
     def validation_loss(self) -> float:
-        """Loss on the validation images in batches as in training, always in the same views.
-
-        Several processes share the batches; every one of them gets the loss on all images.
-        """
+        # In batches as in training, always in the same views. Several processes share the batches.
         size = min(self.optimizer.batch_size, len(self.validation))
         batches = len(self.validation) // size  # the rest would be contrasted with fewer images
         losses = torch.zeros(batches, dtype=torch.float64, device=self.device)
@@ -193,7 +130,7 @@ class Pretraining(ABC):
         return math.fsum(distributed.gathered(losses).sum(0).tolist()) / batches
 
 
-class GlobalPretraining(Pretraining):
+class GlobalPretraining(Pretraining[GlobalCLConfig]):
     """Encoder and middle learn to tell images apart (Chen et al. 2020)."""
 
     def __init__(
@@ -205,7 +142,7 @@ class GlobalPretraining(Pretraining):
         label: str,
         device: torch.device,
     ) -> None:
-        super().__init__(data, settings, seed, out, label, device)
+        super().__init__(data, settings, seed, out, label, device, settings.type)
         checkpoint.check_size(data.label, data.image_shape, settings.multipliers)
         if len(self.validation) < 2:
             raise TedmError(
@@ -213,8 +150,7 @@ class GlobalPretraining(Pretraining):
                 f" each other; raise {label.replace(' ', '.')}.validation"
             )
         channels, height, width = data.image_shape
-        self.temperature = settings.temperature
-        self.module = _on(
+        self.learner = _on(
             device,
             build(
                 lambda: GlobalNetwork(
@@ -239,8 +175,7 @@ class GlobalPretraining(Pretraining):
         places = self.epochs.batch(step)
         pair = self.draw_pair(len(places), step)
         parts, mine = self.optimizer.accumulate, self.part(micro)
-        if step + 1 < self.optimizer.steps:
-            self.images.prefetch(self.epochs.batch(step + 1)[mine])
+        self.prefetch(step + 1, micro)
         if parts == 1:
             return self.batch_loss(self.images.batch(places), pair, places)
         everyone = self._embeddings(step, places, pair)
@@ -257,7 +192,7 @@ class GlobalPretraining(Pretraining):
     def _contrast(self, first: Tensor, second: Tensor, places: npt.NDArray[np.int64]) -> Tensor:
         # Where an epoch ends within a batch, the batch may hold an image twice.
         different = torch.from_numpy(places[:, None] != places).to(self.device)
-        return nt_xent(first, second, self.temperature, different)
+        return nt_xent(first, second, self.settings.temperature, different)
 
     def _embed_part(
         self, places: npt.NDArray[np.int64], pair: tuple[views.View, views.View], mine: slice
@@ -280,7 +215,7 @@ class GlobalPretraining(Pretraining):
         return self.everyone[1]
 
 
-class LocalPretraining(Pretraining):
+class LocalPretraining(Pretraining[LocalCLConfig]):
     """The first decoder levels learn to tell places of an image apart (Chaitanya et al. 2020)."""
 
     def __init__(
@@ -293,8 +228,7 @@ class LocalPretraining(Pretraining):
         device: torch.device,
         encoder: Path,
     ) -> None:
-        super().__init__(data, settings, seed, out, label, device)
-        self.regions = settings
+        super().__init__(data, settings, seed, out, label, device, settings.type)
         before = pretrained.read(encoder)
         if before.image_shape != data.image_shape:
             raise TedmError(
@@ -319,7 +253,7 @@ class LocalPretraining(Pretraining):
 
         module = build(make, seed, "local contrastive")
         pretrained.start_from(module.network, before, label)
-        self.module = _on(device, module)
+        self.learner = _on(device, module)
         self.start, self.before = before.digest, before
         _, height, width = data.image_shape
         shape = module.network.layer_shapes(height, width)[f"up{settings.levels - 1}"]
@@ -334,13 +268,12 @@ class LocalPretraining(Pretraining):
 
     def learnt(self) -> list[str]:
         """Those of the global stage, too."""
-        return [*self.before.parts, *self.module.learnt]
+        return [*self.before.parts, *self.learner.learnt]
 
     def loss(self, step: int, micro: int) -> Tensor:
         """Mean over the images of a micro-batch; images are not contrasted with each other."""
         places, mine = self.epochs.batch(step), self.part(micro)
-        if step + 1 < self.optimizer.steps:
-            self.images.prefetch(self.epochs.batch(step + 1)[mine])
+        self.prefetch(step + 1, micro)
         pair = self.draw_pair(len(places), step)
         regions = self._draw_regions(pair, step)
         images = self.images.batch(places[mine])
@@ -353,14 +286,14 @@ class LocalPretraining(Pretraining):
 
     def _draw_regions(self, pair: tuple[views.View, views.View], *names: str | int) -> Tensor:
         random = seeds.generator(self.seed, self.settings.type, "regions", *names)
-        return views.draw_regions(random, *pair, self.regions.regions, self.regions.side, self.cell)
+        return views.draw_regions(random, *pair, self.settings.regions, self.settings.side, self.cell)
 
     def _contrast(self, images: Tensor, pair: tuple[views.View, views.View], regions: Tensor) -> Tensor:
         first, second = (
             views.sample(maps, view, regions)
             for maps, view in zip(self.embed(images, pair), pair, strict=True)
         )
-        return nt_xent(first, second, self.regions.temperature)
+        return nt_xent(first, second, self.settings.temperature)
 
 
 def _on(device: torch.device, module: nn.Module) -> "GlobalNetwork | LocalNetwork":

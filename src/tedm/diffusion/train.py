@@ -2,24 +2,23 @@
 
 import math
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tedm import checkpoint, distributed, files, seeds
-from tedm.config import DDPMConfig
+from tedm import checkpoint, distributed, seeds
+from tedm.config import DDPMConfig, DiffusionConfig
 from tedm.data.prepared import PreparedSet
 from tedm.diffusion import objective, sample
 from tedm.diffusion.schedule import Schedule
 from tedm.distributed import processes
-from tedm.progress import say
-from tedm.training import Epochs, build, check_batches, torch_generator, train
+from tedm.training import build, check_batches, torch_generator
 from tedm.unet import UNet
-from tedm.unlabelled import TrainingImages, split_rows
+from tedm.unlabelled_training import UnlabelledTraining, opened
 
 INPUT_RANGE = (-1.0, 1.0)  # of the images in training [authors' code]
 REAL_ALONE = 16  # images in samples.png where none is drawn
@@ -55,16 +54,14 @@ def train_backbone(
     """
     label = f"backbone {name or out.name}"
     check_batches(settings.training, f"backbones.{name or out.name}.training")
-    rank, world = processes()
-    # Several processes share one directory and one lock, and none of them waits for long.
-    patience = -1.0 if world == 1 else 0.0
-    lock = nullcontext() if rank else files.only_one(out / checkpoint.WEIGHTS, f"the {label}", patience)
-    with PreparedSet(data) as images, lock:
+    with opened(data, out, label) as images:
         Training(images, settings, seed, out, label, torch.device(device)).run()
 
 
-class Training:
+class Training(UnlabelledTraining[DDPMConfig]):
     """One backbone in the making; arguments as in `train_backbone`."""
+
+    input_range = INPUT_RANGE
 
     def __init__(
         self,
@@ -75,13 +72,8 @@ class Training:
         label: str,
         device: torch.device,
     ) -> None:
-        self.data, self.settings, self.seed, self.out, self.device = data, settings, seed, out, device
-        self.label = label
-        self.optimizer = settings.training
         checkpoint.check_size(data.label, data.image_shape, settings.multipliers)
-        train_rows, validation_rows = split_rows(data, settings.validation, settings.validation_max, seed)
-        self.images = TrainingImages(data, train_rows, device)
-        self.validation = TrainingImages(data, validation_rows, device)
+        super().__init__(data, settings, seed, out, label, device)
         self.schedule = Schedule(settings.diffusion.timesteps, settings.diffusion.schedule, device)
         p2 = settings.diffusion
         self.weights = None
@@ -91,63 +83,28 @@ class Training:
             lambda: UNet(settings.width, settings.multipliers, data.image_shape[0]), seed, "backbone"
         )
         self.network = checkpoint.channels_last(network).to(device)
-        self.epochs = Epochs(len(self.images), self.optimizer.batch_size, seed)
+
+    @property
+    def module(self) -> UNet:
+        return self.network
+
+    @property
+    def unet(self) -> UNet:
+        return self.network
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        not_of_it = {"data", "training", "samples", "samples_every", "sampling_steps"}
+        return {"settings": self.settings.model_dump(mode="json", exclude=not_of_it)}
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        return self.settings.diffusion
 
     def run(self) -> None:
-        """Train, draw samples and write the backbone."""
-        if processes()[0] == 0:
-            (self.out / checkpoint.DIGEST).unlink(missing_ok=True)
-        state = self.out / "state"
-        record = train(
-            self.network,
-            self.loss,
-            self.optimizer,
-            state,
-            self.label,
-            identity={
-                "seed": self.seed,
-                "data": self.data.digest,
-                "settings": self.settings.model_dump(
-                    mode="json", exclude={"data", "training", "samples", "samples_every", "sampling_steps"}
-                ),
-            },
-            validate=self.validation_loss,
-            log=self.out / "losses.csv",
-            tensorboard=self.out / "tensorboard",
-            on_step=self.look,
-        )
-        if processes()[0] != 0:
-            return
-        self.draw_samples(self.out / "samples.png")
-        description = checkpoint.describe(
-            self.network,
-            self.data.image_shape,
-            INPUT_RANGE,
-            self.settings.diffusion,
-            data={
-                "label": self.data.label,
-                "digest": self.data.digest,
-                "synthetic": self.data.synthetic,
-                "images": len(self.images),
-                "validation_images": len(self.validation),
-            },
-            training={
-                **self.optimizer.model_dump(mode="json"),
-                "seed": self.seed,
-                "best_step": record.best_step,
-                "validation_loss": record.best_validation,
-                "seconds": round(record.seconds, 1),
-                "device": self.device.type,
-                "processes": processes()[1],
-            },
-        )
-        digest = checkpoint.write(self.out, self.network, description)
-        if self.optimizer.steps == 0:
-            shutil.rmtree(state, ignore_errors=True)
-        say(
-            f"{self.label}: validation loss {record.best_validation:.4g} at step"
-            f" {record.best_step}, digest {digest[:12]}"
-        )
+        super().run()
+        if self.optimizer.steps == 0 and processes()[0] == 0:
+            shutil.rmtree(self.out / "state", ignore_errors=True)
 
     # ── batches ──
 
@@ -157,10 +114,8 @@ class Training:
         The step's whole batch is drawn and a part of it used, so that its images, timesteps and noise
         do not depend on the number of micro-batches.
         """
-        size, parts = self.optimizer.batch_size, self.optimizer.accumulate
-        mine = slice(micro * size // parts, (micro + 1) * size // parts)
-        if step + 1 < self.optimizer.steps:
-            self.images.prefetch(self.epochs.batch(step + 1)[mine])
+        size, mine = self.optimizer.batch_size, self.part(micro)
+        self.prefetch(step + 1, micro)
         generator = torch_generator(self.seed, "diffusion", step, device=self.device)
         t = torch.randint(self.schedule.timesteps, (size,), generator=generator, device=self.device)[mine]
         noise = torch.randn(size, *self.data.image_shape, generator=generator, device=self.device)[mine]
@@ -175,10 +130,7 @@ class Training:
         return objective.per_image_loss(prediction, wanted, t, self.settings.diffusion, self.weights)
 
     def validation_loss(self) -> float:
-        """Loss on the validation images, at timesteps spread over the chain, with always the same noise.
-
-        Several processes share the batches; every one of them gets the loss on all images.
-        """
+        # At timesteps spread over the chain, always with the same noise. Processes share the batches.
         size = max(1, self.optimizer.batch_size // self.optimizer.accumulate)
         batches = -(-len(self.validation) // size)
         # Every sum is of one process and zero in the others, so adding them up rounds nothing.
@@ -212,6 +164,9 @@ class Training:
             self.network.eval()
             self.draw_samples(self.out / "samples" / f"step{step:07d}.png")
             self.network.train()
+
+    def finish(self) -> None:
+        self.draw_samples(self.out / "samples.png")
 
     def draw_samples(self, path: Path) -> None:
         """Write a PNG: real images left, drawn ones right."""
