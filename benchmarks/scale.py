@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tedm import config
+from tedm.contrastive.heads import GlobalNetwork, LocalNetwork
 from tedm.unet import UNet
 
 PROJECT = Path(__file__).parents[1]
@@ -45,12 +46,22 @@ EPOCH_STEPS, HEAD_STEPS = 100_000, 20_000  # of the study's training, of its hea
 
 @cache
 def gmac(size: int, channels: int, what: str) -> float:
-    """GMAC of the study's UNet for one image: a `step` of training, or its features (`decode`)."""
+    """GMAC of the study's UNet for one image.
+
+    `step`: of training; `decode`: its features; `global`, `local`: of a contrastive stage, one view of two.
+    """
     with torch.device("meta"):
         network = UNet(channels=channels, out_channels=channels)
         x, t = torch.empty(1, channels, size, size), torch.zeros(1, dtype=torch.long)
+        stages = {
+            "global": lambda: GlobalNetwork(network, size, size, hidden=1024, features=128),
+            "local": lambda: LocalNetwork(network, levels=2, features=128),
+        }
+        stage = stages[what]() if what in stages else None
     with FlopCounterMode(display=False) as counter:
-        if what == "step":
+        if stage is not None:
+            stage(x).sum().backward()
+        elif what == "step":
             network(x, t).sum().backward()
         else:
             with torch.no_grad():
@@ -150,6 +161,16 @@ class Study:
         return 2e-6 * gmac(self.size, self.channels, "step") * EPOCH_STEPS * 16
 
     @property
+    def pretraining(self) -> dict[str, float]:
+        """PFLOP of each contrastive stage."""
+        return {
+            stage.type: 2e-6
+            * gmac(self.size, self.channels, stage.type)
+            * (stage.training.steps * stage.training.batch_size * 2)
+            for stage in self.experiment.pretraining.values()
+        }
+
+    @property
     def baselines(self) -> float:
         """PFLOP of the networks without features, at all training sizes: 20,000 steps of 4 images each."""
         networks = len(self.experiment.baselines) * self.fits
@@ -192,6 +213,15 @@ def units_table() -> str:
     kept = Store(64, 1, layers(128))
     rows = [
         ("training step, one image of 128 × 128", f"{step:.0f} GMAC", "counted"),
+        *(
+            (
+                f"the same of the {kind} contrastive stage, two views",
+                f"{2 * cost:.0f} GMAC",
+                "counted",
+            )
+            for kind in ("global", "local")
+            for cost in [gmac(128, 1, kind)]
+        ),
         ("features of one image at one timestep", f"{decode:.1f} GMAC", "counted"),
         (
             "training step of one image, 2 threads",
@@ -218,6 +248,7 @@ def study_table(tflops: Sequence[float]) -> str:
         store = study.store
         for what, pflop in (
             ("train the diffusion model", study.training),
+            *((f"pretrain, {kind} contrastive stage", pflop) for kind, pflop in study.pretraining.items()),
             (f"baselines, {len(study.experiment.baselines)} × {study.fits} fits", study.baselines),
             (f"features, {store.images:,} images × {store.timesteps} timesteps", study.extraction),
         ):
