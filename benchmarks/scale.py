@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tedm import config
@@ -26,7 +27,6 @@ PROJECT = Path(__file__).parents[1]
 
 # ── measured units (docs/benchmarks.md says how; 2 cores of AMD EPYC) ────────────────────────────
 STEP = 4.48 / 4  # seconds per image of a training step at 128 × 128, 2 threads
-FORWARD = 1.29 / 4  # seconds per image of a forward pass, likewise
 EXTRACTED = 2.80  # images a second at one timestep, extracted and written, likewise
 PREPARED = 214.0  # images a second, decoded from PNG of 1024 × 1024, 2 cores
 HEAD_STEP = {"LEDM": 1.07, "LEDMe": 2.67, "TEDM": 3.69}  # core-seconds, 16 images of 128 × 128
@@ -41,7 +41,7 @@ STEPS = 8  # timesteps of the study
 
 SHARD_DIGEST = 44  # bytes of a shard's digest in the record of its timestep, as indented JSON
 IMAGE_NAMED = 70  # bytes of an image's id, subject and split in the store's root; as long as names are
-EPOCH_STEPS, HEAD_STEPS = 100_000, 20_000  # of the study's training, of its heads and baselines
+HEAD_STEPS = 20_000  # of the study's heads
 
 
 @cache
@@ -53,11 +53,11 @@ def gmac(size: int, channels: int, what: str) -> float:
     with torch.device("meta"):
         network = UNet(channels=channels, out_channels=channels)
         x, t = torch.empty(1, channels, size, size), torch.zeros(1, dtype=torch.long)
-        stages = {
-            "global": lambda: GlobalNetwork(network, size, size, hidden=1024, features=128),
-            "local": lambda: LocalNetwork(network, levels=2, features=128),
-        }
-        stage = stages[what]() if what in stages else None
+        stage: nn.Module | None = None
+        if what == "global":
+            stage = GlobalNetwork(network, size, size, hidden=1024, features=128)
+        elif what == "local":
+            stage = LocalNetwork(network, levels=2, features=128)
     with FlopCounterMode(display=False) as counter:
         if stage is not None:
             stage(x).sum().backward()
@@ -157,8 +157,10 @@ class Study:
 
     @property
     def training(self) -> float:
-        """PFLOP of the diffusion model, 100,000 steps of 16 images."""
-        return 2e-6 * gmac(self.size, self.channels, "step") * EPOCH_STEPS * 16
+        """PFLOP of the diffusion model."""
+        models = [b for b in self.experiment.backbones.values() if isinstance(b, config.DDPMConfig)]
+        images = sum(model.training.steps * model.training.batch_size for model in models)
+        return 2e-6 * gmac(self.size, self.channels, "step") * images
 
     @property
     def pretraining(self) -> dict[str, float]:
@@ -172,9 +174,12 @@ class Study:
 
     @property
     def baselines(self) -> float:
-        """PFLOP of the networks without features, at all training sizes: 20,000 steps of 4 images each."""
-        networks = len(self.experiment.baselines) * self.fits
-        return 2e-6 * gmac(self.size, self.channels, "step") * HEAD_STEPS * 4 * networks
+        """PFLOP of the networks without features, at all training sizes and learning rates."""
+        images = sum(
+            network.training.steps * network.training.batch_size * len(network.learning_rates or [0])
+            for network in self.experiment.baselines.values()
+        )
+        return 2e-6 * gmac(self.size, self.channels, "step") * images * self.fits
 
     @property
     def extraction(self) -> float:

@@ -24,6 +24,7 @@ rule train_backbone:
     threads: 8
     resources:
         gpu=EXPERIMENT.gpus,
+        nodes=1,
         mem_mb=lambda w, threads, attempt: requests.train(
             EXPERIMENT, w.backbone, threads, EXPERIMENT.gpus
         ).mem_mb(attempt),
@@ -62,7 +63,7 @@ rule import_backbone:
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         path=lambda w: pretrained_path(w.backbone),
         spec=lambda w: import_spec(w.backbone),

@@ -22,6 +22,7 @@ rule pretrain:
     threads: 8
     resources:
         gpu=EXPERIMENT.gpus,
+        nodes=1,
         mem_mb=lambda w, threads, attempt: requests.pretrain(
             EXPERIMENT, w.pretraining, threads, EXPERIMENT.gpus
         ).mem_mb(attempt),

@@ -21,8 +21,8 @@ rule table1:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(report_spec()),
         scores=lambda w, input: directory_of(input.scores[0], 4),
@@ -70,8 +70,8 @@ rule study_tables:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(study_tables_spec()),
         scores=lambda w, input: directory_of(input.scores[0], 4),
@@ -104,8 +104,8 @@ rule study_figures:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(study_figures_spec()),
         scores=lambda w, input: directory_of(input.scores[0], 4),
@@ -140,8 +140,8 @@ rule report:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(page_spec()),
         results=lambda w, output: directory_of(output[0]),
@@ -163,8 +163,8 @@ rule count_cost:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=20,
+        mem_mb=lambda w, attempt: 3000 * attempt,
+        runtime=lambda w, attempt: 20 * attempt,
     params:
         spec=canonical_json(cost_spec()),
         results=lambda w, output: directory_of(output[0], 2),
@@ -188,8 +188,8 @@ rule measure_cost:
     threads: workflow.cores  # so that nothing runs beside it
     resources:
         gpu=min(1, EXPERIMENT.gpus),
-        mem_mb=3000,
-        runtime=20,
+        mem_mb=lambda w, attempt: 3000 * attempt,
+        runtime=lambda w, attempt: 20 * attempt,
     params:
         spec=canonical_json(cost_spec()),
         results=lambda w, output: directory_of(output[0], 2),
@@ -217,8 +217,8 @@ rule table4:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(table4_spec()),
     shell:
@@ -245,8 +245,8 @@ rule learning_curves:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json({**report_spec(), "seed": EXPERIMENT.seed}),
         scores=lambda w, input: directory_of(input.scores[0], 4),
@@ -275,8 +275,8 @@ rule segmentations:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(segmentations_spec()),
         data=lambda w, input: directory_of(input.data[0]),
@@ -313,8 +313,8 @@ rule uncertainty:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda w, attempt: 1000 * attempt,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         spec=canonical_json(uncertainty_spec()),
         data=lambda w, input: directory_of(input.data[0]),

@@ -217,6 +217,35 @@ def pretraining_errors(change: Callable[[dict[str, Any]], Any]) -> str:
         (lambda v: v["baselines"]["local_cl"].update(learning_rates=[0.0]), "learning_rates[0]"),
         (lambda v: v["baselines"]["global_cl"].update(label="TEDM"), "TEDM stands for two methods"),
         (lambda v: v["pretraining"]["g"].update(validation_max=1), "pretraining.g.validation_max"),
+        (
+            lambda v: v["pretraining"]["g"].update(training={"batch_size": 1}),
+            "pretraining.g.training.batch_size: images are contrasted with each other; expected 2 or more",
+        ),
+        (
+            lambda v: v["pretraining"]["l"].update(side=9, levels=1),
+            "pretraining.l.side: regions of 9 × 9 cells need a map of 18 × 18 at least, but that of 1"
+            " levels at 128 pixels is 16 × 16",
+        ),
+        (
+            lambda v: v["baselines"]["local_cl"].update(learning_rates=[1e-3, 1e-3]),
+            "has the same rate twice",
+        ),
+        (
+            lambda v: (
+                v["datasets"]["cxr"].update(split={"train": 6, "test": 3}),
+                v["baselines"]["local_cl"].update(learning_rates=[1e-3, 1e-4]),
+            ),
+            "baselines.local_cl.learning_rates: validation images choose one, but cxr has no split val",
+        ),
+        (
+            lambda v: v["baselines"].update({"Global CL": {}}),
+            "baselines.Global CL: names and paths have letters",
+        ),
+        (lambda v: v["baselines"].update({"Global CL": {}}), "no blanks; `label` is what tables call it"),
+        (
+            lambda v: v["pretraining"].update({1: {}}),
+            "pretraining[1]: input should be a valid string, got 1",
+        ),
     ],
 )
 def test_an_error_of_contrastive_settings_names_its_path(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from tedm import checkpoint, pretrained, supervised
+from tedm import checkpoint, cli, pretrained, supervised, training
 from tedm.config import GlobalCLConfig, LocalCLConfig, OptimizerConfig, SupervisedConfig
 from tedm.contrastive import views
 from tedm.contrastive.heads import GlobalNetwork, LocalNetwork
 from tedm.contrastive.losses import nt_xent
-from tedm.contrastive.pretrain import GlobalPretraining, pretrain
+from tedm.contrastive.pretrain import GlobalPretraining, LocalPretraining, pretrain
 from tedm.data import prepared
 from tedm.digests import canonical_json
 from tedm.errors import TedmError
@@ -328,6 +330,27 @@ def test_killed_it_goes_on_to_the_same_bytes(data, tmp_path):
     assert killed == whole
 
 
+def interrupted_at(step: int, loss):
+    def fails(self, at: int, micro: int) -> torch.Tensor:
+        if at == step:
+            raise KeyboardInterrupt
+        return loss(self, at, micro)
+
+    return fails
+
+
+def test_a_local_stage_goes_on_to_the_same_bytes(data, stages, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "SAVING_SHARE", math.inf)
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalPretraining, "loss", interrupted_at(3, LocalPretraining.loss))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(data, LOCAL, 0, tmp_path / "l", encoder=stages / "global")
+    pretrain(data, LOCAL, 0, tmp_path / "l", encoder=stages / "global")
+    assert "going on from step 3 of 6" in "".join(capsys.readouterr())
+    models = [path / "model.safetensors" for path in (tmp_path / "l", stages / "local")]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
 def test_a_local_stage_needs_a_global_one(data, stages, tmp_path):
     with pytest.raises(TedmError, match="--encoder: missing"):
         pretrain(data, LOCAL, 0, tmp_path / "l")
@@ -336,6 +359,12 @@ def test_a_local_stage_needs_a_global_one(data, stages, tmp_path):
     supervised.fit(write_data(tmp_path / "d.h5", split="train"), 2, 0, steps, baseline)
     with pytest.raises(TedmError, match="not a contrastive pretraining"):
         pretrain(data, LOCAL, 0, tmp_path / "l", encoder=baseline)
+    with pytest.raises(
+        TedmError, match=r"local: a local stage; pretraining l starts from one of type global"
+    ):
+        pretrain(data, LOCAL, 0, tmp_path / "l", encoder=stages / "local")
+    with pytest.raises(TedmError, match="nowhere: no such pretraining; `tedm pretrain` makes one"):
+        pretrain(data, LOCAL, 0, tmp_path / "l", encoder=stages / "nowhere")
     with pytest.raises(TedmError, match=r"need a map of 18×18 at least, but that of level 2 is 16×16"):
         pretrain(data, LOCAL.model_copy(update={"side": 9}), 0, tmp_path / "l", encoder=stages / "global")
     with pytest.raises(TedmError, match="a contrastive pretraining, whose output was never trained"):
@@ -388,6 +417,53 @@ def test_the_learning_rate_with_the_lowest_validation_loss_is_kept(labelled, tmp
     names = {p.name for p in (tmp_path / "all").iterdir()}
     assert {"model.safetensors", "config.json", "digest.json", "losses.csv"} <= names
     assert "state" not in names
+
+
+def test_frozen_and_killed_at_the_second_rate_it_goes_on_to_the_same_bytes(
+    labelled, stages, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "SAVING_SHARE", math.inf)
+    chosen = tuned(steps=6, learning_rates=[1e-3, 2e-3], freeze_until=3)
+    supervised.fit(labelled, 3, 0, chosen, tmp_path / "whole", pretrained=stages / "local")
+    seen, augment = [], supervised.augment
+
+    def interrupted(*arguments):
+        seen.append(None)
+        if len(seen) == 6 + 5:
+            raise KeyboardInterrupt
+        return augment(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(supervised, "augment", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            supervised.fit(labelled, 3, 0, chosen, tmp_path / "killed", pretrained=stages / "local")
+    supervised.fit(labelled, 3, 0, chosen, tmp_path / "killed", pretrained=stages / "local")
+    models = [tmp_path / name / "model.safetensors" for name in ("killed", "whole")]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_baselines_start_alike_but_for_what_was_pretrained(labelled, stages, tmp_path):
+    """As the workflow's jobs do; so that they differ by the pretraining and not by luck."""
+    own = {}
+    for name, start in (("Supervised", []), ("global_cl", ["--pretrained", str(stages / "global")])):
+        settings_ = {"name": name, "n": 2, "seed": 0, "experiment_seed": 0}
+        settings_["supervised"] = tuned(steps=0).model_dump(mode="json")
+        out = tmp_path / name / "model.safetensors"
+        call = [
+            "supervise",
+            "--spec",
+            canonical_json(settings_),
+            "--data",
+            str(labelled),
+            "--out",
+            str(out),
+        ]
+        assert CliRunner().invoke(cli.app, [*call, *start]).exit_code == 0
+        own[name] = weights(out.parent)
+    learnt = pretrained.read(stages / "global").tensors
+    differing = {k for k, v in own["Supervised"].items() if not torch.equal(v, own["global_cl"][k])}
+    assert differing
+    assert differing <= set(learnt)
 
 
 def test_several_learning_rates_need_images_to_choose_by(tmp_path):

@@ -33,7 +33,10 @@ DEMO = load("config.yaml")
         (requests.train(DEMO, "ddpm", 2, 0), 818, 206),
         (requests.extract(DEMO, "ddpm", "jsrt", 1, 0), 392, 4),
         (requests.fit(DEMO, "TEDM", 2), 1283, 43),
-        (requests.supervise(DEMO, "Supervised", 1, 0), 516, 20),
+        (requests.pretrain(DEMO, "global", 2, 0), 771, 45),
+        (requests.pretrain(DEMO, "local", 2, 0), 582, 23),
+        (requests.supervise(DEMO, "Supervised", 1, 0), 516, 25),
+        (requests.supervise(DEMO, "local_cl", 1, 0), 531, 25),
         (requests.score(DEMO, "Blend", 2), 921, 6),
     ],
 )

@@ -51,6 +51,19 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
+def test_a_rate_that_diverges_leaves_the_others_and_is_told(data, tmp_path):
+    rates = SETTINGS.model_copy(update={"learning_rates": [1e20, 3e-3]})
+    supervised.fit(data, 4, 0, rates, tmp_path / "two")
+    tried = json.loads((tmp_path / "two" / "config.json").read_text())["training"]["tried"]
+    assert tried[0] == {"learning_rate": 1e20, "best_step": None, "validation_loss": None}
+    supervised.fit(data, 4, 0, SETTINGS, tmp_path / "one")
+    weights = [tmp_path / name / "model.safetensors" for name in ("two", "one")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    hopeless = SETTINGS.model_copy(update={"learning_rates": [1e20, 1e19]})
+    with pytest.raises(TedmError, match=r"with any of learning_rates 1e\+20, 1e\+19; add a lower one"):
+        supervised.fit(data, 4, 0, hopeless, tmp_path / "none")
+
+
 def test_it_learns_to_find_discs(data, tmp_path):
     supervised.fit(data, 9, 0, SETTINGS.model_copy(update={"augment": False}), tmp_path)
     baseline = supervised.load(tmp_path)

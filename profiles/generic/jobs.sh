@@ -21,7 +21,8 @@ submit() {
             [ "$gpus" = 0 ] || gpu=(-gpu "num=$gpus")
             bsub -n "$cores" -R "span[hosts=1] rusage[mem=$megabytes]" -M "$megabytes" -W "$minutes" \
                 "${gpu[@]}" -o .snakemake/cluster_logs/%J.log "$script" | sed -n 's/^Job <\([0-9]*\)>.*/\1/p' ;;
-        sge) # memory is counted for each core; the environment for cores on one machine is called smp at most sites
+        sge) # memory is counted for each core, and GPUs, too, unless your site made them a JOB consumable: EDIT then;
+            # the environment for cores on one machine is called smp at most sites
             [ "$gpus" = 0 ] || gpu=(-l "gpu=$gpus")
             qsub -terse -V -cwd -j y -o .snakemake/cluster_logs/ -pe smp "$cores" \
                 -l "h_vmem=$((megabytes / cores))M,h_rt=$((minutes * 60))" "${gpu[@]}" "$script" ;;

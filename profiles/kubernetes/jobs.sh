@@ -22,10 +22,10 @@ kind: Job
 metadata: {generateName: tedm-, labels: {app: tedm}}
 spec:
   backoffLimit: 0
-  activeDeadlineSeconds: $((minutes * 60))
   ttlSecondsAfterFinished: 86400
   template:
     spec:
+      activeDeadlineSeconds: $((minutes * 60)) # of the pod: waiting for a node doesn't count
       restartPolicy: Never
       containers:
         - name: job

@@ -225,7 +225,8 @@ def supervise(
     run(
         data,
         settings["n"],
-        seed_of(settings["experiment_seed"], settings["name"], settings["n"], settings["seed"]),
+        # Not of the name: baselines that are compared share initial weights, batches and augmentation.
+        seed_of(settings["experiment_seed"], "baseline", settings["n"], settings["seed"]),
         config.SupervisedConfig.model_validate(settings["supervised"]),
         out.parent,
         pretrained=pretrained,

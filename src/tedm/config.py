@@ -675,8 +675,9 @@ def json_schema() -> dict[str, Any]:
 
 def _explain(error: ValidationError, values: Any, where: str) -> Iterator[str]:
     for problem in error.errors():
-        # A tagged union puts its tag into the location, where the YAML has no such key.
-        path = _dotted(list(_yaml_path(problem["loc"], values)))
+        # pydantic puts the tag of a union and, for a wrong key, "[key]" where the YAML has no such key.
+        location = problem["loc"][:-1] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
+        path = _dotted(list(_yaml_path(location, values)))
         keys = _allowed_keys(problem["loc"][:-1]) if problem["type"] == "extra_forbidden" else set()
         yield f"{where}: {_sentence(path, problem, keys)}"
 
@@ -697,6 +698,8 @@ def _sentence(path: str, problem: Any, allowed: set[str]) -> str:
         message = "expected keys and values below it"
     elif kind == "string_pattern_mismatch":
         message = "names and paths have letters, digits, '-', '_' (paths also '.' and '/') and no blanks"
+        if problem["loc"][0] == "baselines":
+            message += "; `label` is what tables call it"
     else:
         message = problem["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
@@ -824,13 +827,31 @@ def _pretraining_inconsistencies(e: Experiment) -> Iterator[str]:
                 yield f"{where}.encoder: no pretraining {stage.encoder} (pretraining: {known})"
             elif not isinstance(encoder, GlobalCLConfig):
                 yield f"{where}.encoder: {stage.encoder} is of type {encoder.type}; expected type global"
-            elif stage.levels > len(encoder.multipliers):
+            elif stage.levels > (levels := len(encoder.multipliers)):
                 yield (
                     f"{where}.levels: {stage.levels}, but pretraining.{stage.encoder} has"
-                    f" {len(encoder.multipliers)} levels (multipliers)"
+                    f" {levels} levels (multipliers)"
                 )
+            # Two crops of three quarters share half of every side, where a region has to fit.
+            elif (cells := e.image.size * 2**stage.levels // 2**levels) < 2 * stage.side:
+                yield (
+                    f"{where}.side: regions of {stage.side} × {stage.side} cells need a map of"
+                    f" {2 * stage.side} × {2 * stage.side} at least, but that of {stage.levels} levels at"
+                    f" {e.image.size} pixels is {cells} × {cells}; raise levels or image.size"
+                )
+        elif stage.training.batch_size < 2:
+            yield f"{where}.training.batch_size: images are contrasted with each other; expected 2 or more"
+    labelled = e.datasets.get(e.evaluation.train_on)
     for name, baseline in e.baselines.items():
         where = f"baselines.{name}"
+        rates = baseline.learning_rates or []
+        if len(set(rates)) < len(rates):
+            yield f"{where}.learning_rates: has the same rate twice"
+        if len(rates) > 1 and labelled is not None and labelled.split.drawn and not labelled.split.val:
+            yield (
+                f"{where}.learning_rates: validation images choose one, but {e.evaluation.train_on} has no"
+                " split val; add one, or give one rate"
+            )
         if baseline.pretrained is None:
             if baseline.freeze_until:
                 yield f"{where}.freeze_until: nothing to freeze without `pretrained`"

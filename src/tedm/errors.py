@@ -7,3 +7,7 @@ class TedmError(Exception):
     The message names the file, key or id, says what was expected and what to do. The command line
     shows it alone, without a traceback, and exits with status 1.
     """
+
+
+class DivergedError(TedmError):
+    """A training whose loss is not finite any more."""

@@ -28,6 +28,8 @@ def read(directory: Path) -> Pretrained:
     Raises:
         TedmError: files that are missing, broken, changed, or of something else.
     """
+    if not (directory / checkpoint.DESCRIPTION).exists():
+        raise TedmError(f"{directory}: no such pretraining; `tedm pretrain` makes one")
     network, description, digest = checkpoint.read(directory)
     parts = tuple(description.training.get("learnt", ()))
     if not parts:
@@ -51,12 +53,16 @@ def start_from(network: UNet, pretrained: Pretrained, where: str) -> list[str]:
     Raises:
         TedmError: the two have other widths, levels or channels.
     """
-    for name in ("width", "multipliers", "channels"):
-        expected, given = getattr(pretrained.architecture, name), getattr(network, name)
-        if list(expected) != list(given) if name == "multipliers" else expected != given:
+    shape = pretrained.architecture
+    for name, expected, given in (
+        ("width", shape.width, network.width),
+        ("multipliers", list(shape.multipliers), list(network.multipliers)),
+        ("channels", shape.channels, network.channels),
+    ):
+        if expected != given:
             raise TedmError(
-                f"{where}: its {name} is {given if name != 'multipliers' else list(given)}, but it starts"
-                f" from a pretraining with {name} {expected}; make them equal"
+                f"{where}: its {name} is {given}, but it starts from a pretraining with {name} {expected};"
+                " make them equal"
             )
     own = network.state_dict()
     with torch.no_grad():

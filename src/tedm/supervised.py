@@ -15,7 +15,7 @@ from tedm import checkpoint, files, pretrained
 from tedm.augmentation import augment
 from tedm.config import SupervisedConfig
 from tedm.data.prepared import PreparedSet
-from tedm.errors import TedmError
+from tedm.errors import DivergedError, TedmError
 from tedm.progress import say
 from tedm.seeds import generator
 from tedm.training import Epochs, TrainingLog, build, check_batches, train, write_log
@@ -118,14 +118,27 @@ class _Run:
 
     def choose(self) -> None:
         """Train with every learning rate and write the best network."""
-        tried: list[tuple[float, TrainingLog]] = []
+        tried: list[dict[str, float | int | None]] = []
         best: tuple[UNet, float, TrainingLog] | None = None
+        seconds = 0.0
         for rate in self.rates:
-            network, record = self.train_at(rate)
-            tried.append((rate, record))
+            tried.append({"learning_rate": rate, "best_step": None, "validation_loss": None})
+            try:
+                network, record = self.train_at(rate)
+            except DivergedError as error:
+                if len(self.rates) == 1:
+                    raise
+                say(f"{error} The other learning rates go on.")
+                continue
+            tried[-1] |= {"best_step": record.best_step, "validation_loss": record.best_validation}
+            seconds += record.seconds
             if best is None or _reached(record) < _reached(best[2]):
                 best = network, rate, record
-        assert best is not None
+        if best is None:
+            raise TedmError(
+                f"{self.label}: the loss did not stay finite with any of learning_rates"
+                f" {', '.join(f'{rate:g}' for rate in self.rates)}; add a lower one"
+            )
         network, rate, record = best
         write_log(self.out / "losses.csv", record.rows)
         training = {
@@ -136,13 +149,10 @@ class _Run:
             "n": self.n,
             "best_step": record.best_step,
             "validation_loss": record.best_validation,
-            "seconds": round(sum(r.seconds for _, r in tried), 1),
+            "seconds": round(seconds, 1),
             "pretrained": None if self.start is None else self.start.digest,
             "freeze_until": self.settings.freeze_until,
-            "tried": [
-                {"learning_rate": lr, "best_step": r.best_step, "validation_loss": r.best_validation}
-                for lr, r in tried
-            ],
+            "tried": tried,
         }
         description = checkpoint.describe(network, self.shape, INPUT_RANGE, None, self.about, training)
         checkpoint.write(self.out, network, description)

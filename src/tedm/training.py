@@ -24,7 +24,7 @@ from tedm import distributed, files
 from tedm.config import OptimizerConfig
 from tedm.digests import digest_of
 from tedm.distributed import processes
-from tedm.errors import TedmError
+from tedm.errors import DivergedError, TedmError
 from tedm.progress import say, stage
 from tedm.seeds import generator, seed_of
 
@@ -176,7 +176,8 @@ def train(
         Losses, and which step's weights were kept.
 
     Raises:
-        TedmError: a loss is not finite; the state cannot be read; processes don't divide micro-batches.
+        DivergedError: a loss is not finite.
+        TedmError: the state cannot be read; processes don't divide micro-batches.
     """
     check_batches(settings, f"{label}: training")
     run = _Run(module, settings, state, label, identity)
@@ -344,7 +345,7 @@ class _Run:
         kept = (
             f"The last good state is step {saved}, {self.file}" if saved else "No state has been saved yet"
         )
-        raise TedmError(
+        raise DivergedError(
             f"{self.label}: the {what} is not finite at step {step}. {kept}. Lower training.learning_rate,"
             " set training.clip or training.warmup, or use precision: float32; and look at the images."
         )

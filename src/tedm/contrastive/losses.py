@@ -26,8 +26,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, negatives: Tensor
     with torch.autocast(first.device.type, enabled=False):
         z = F.normalize(torch.cat((first, second), dim=-2).float(), dim=-1)
         logits = z @ z.mT / temperature
-        same_view, across = other, other | own
-        compared = torch.cat((torch.cat((same_view, across), -1), torch.cat((across, same_view), -1)), -2)
+        across = other | own  # the other views of the same items, too
+        compared = torch.cat((torch.cat((other, across), -1), torch.cat((across, other), -1)), -2)
         # logsumexp takes the largest logit out first, so that exp(1/τ) never overflows.
         total = logits.masked_fill(~compared, -torch.inf).logsumexp(dim=-1)
         positive = torch.diagonal(logits, offset=count, dim1=-2, dim2=-1)

@@ -18,6 +18,7 @@ from tedm.contrastive.losses import nt_xent
 from tedm.data.prepared import PreparedSet
 from tedm.distributed import processes
 from tedm.errors import TedmError
+from tedm.progress import say
 from tedm.training import build, check_batches
 from tedm.unet import UNet
 from tedm.unlabelled_training import UnlabelledTraining, opened
@@ -149,6 +150,12 @@ class GlobalPretraining(Pretraining[GlobalCLConfig]):
                 f"{data.label}: one image is kept for the validation loss, but images are contrasted with"
                 f" each other; raise {label.replace(' ', '.')}.validation"
             )
+        if len(self.validation) < self.optimizer.batch_size:
+            say(
+                f"{label}: the validation loss tells {len(self.validation)} images apart, fewer than those"
+                f" of a batch ({self.optimizer.batch_size}), which is easier;"
+                f" {label.replace(' ', '.')}.validation is their share"
+            )
         channels, height, width = data.image_shape
         self.learner = _on(
             device,
@@ -230,6 +237,8 @@ class LocalPretraining(Pretraining[LocalCLConfig]):
     ) -> None:
         super().__init__(data, settings, seed, out, label, device, settings.type)
         before = pretrained.read(encoder)
+        if any(part.startswith("decoder") for part in before.parts):
+            raise TedmError(f"{encoder}: a local stage; {label} starts from one of type global")
         if before.image_shape != data.image_shape:
             raise TedmError(
                 f"{encoder}: learnt images of shape {before.image_shape}, but {data.label} has"
@@ -293,6 +302,7 @@ class LocalPretraining(Pretraining[LocalCLConfig]):
             views.sample(maps, view, regions)
             for maps, view in zip(self.embed(images, pair), pair, strict=True)
         )
+        # Regions that overlap are contrasted, too, as published; docs/baselines.md has what that does.
         return nt_xent(first, second, self.settings.temperature)
 
 
