@@ -1,6 +1,6 @@
 """Measures the demo: each stage, the whole, a second call and a new head; prints one Markdown table.
 
-python benchmarks/stages.py [--configfile config.yaml] [--cores 2] [--out docs/benchmarks.md]
+python benchmarks/stages.py [--configfile config.yaml] [--cores 2]
 """
 
 import argparse
@@ -36,9 +36,12 @@ def main() -> None:
     options.add_argument("--configfile", type=Path, default=PROJECT / "config.yaml")
     options.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     options.add_argument("--out", type=Path)
+    options.add_argument("--directory", type=Path, help="empty, to run in and to keep")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        report = measure(Path(name), given.configfile, given.cores)
+        directory = given.directory or Path(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        report = measure(directory, given.configfile, given.cores)
     print(report)
     if given.out:
         given.out.write_text(report)
@@ -123,6 +126,7 @@ def stage_table(results: Path) -> pd.DataFrame:
     rules = {
         "data": "prepare_data",
         "backbones": "train_backbone",
+        "pretraining": "pretrain",
         "features": "extract_features",
         "heads": "fit_head",
         "baselines": "fit_supervised",
