@@ -235,7 +235,8 @@ def test_the_rule_starts_as_many_processes_as_its_resources_ask_for(tmp_path):
 
     write_experiment(tmp_path, share)
     target = "results/backbones/ddpm/digest.json"
-    run = snakemake(tmp_path, "--set-resources", "train_backbone:gpu=2", "--", target)
+    gpus = ("--set-resources", "train_backbone:gpu=2", "--resources", "gpu=2")
+    run = snakemake(tmp_path, *gpus, "--", target)
     assert run.returncode == 0, run.stderr[-3000:]
     description = json.loads((tmp_path / "results/backbones/ddpm/config.json").read_text())
     assert description["training"]["processes"] == 2
