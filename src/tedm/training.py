@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tedm import distributed, files
+from tedm.adam import Adam
 from tedm.config import OptimizerConfig
 from tedm.digests import digest_of
 from tedm.distributed import processes
@@ -203,9 +204,7 @@ class _Run:
         self.record = TrainingLog()
         self.parameters = {k: p for k, p in module.named_parameters() if p.requires_grad}
         self.device = next(iter(self.parameters.values())).device
-        self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=settings.learning_rate, fused=self.device.type in ("cpu", "cuda")
-        )
+        self.optimizer = Adam(self.parameters.values())
         rank, world = processes()
         share = settings.accumulate // world
         self.micro_batches = range(rank * share, (rank + 1) * share)
@@ -290,9 +289,7 @@ class _Run:
     def _step(self, loss: Callable[[int, int], Tensor]) -> float:
         settings, step = self.settings, self.record.steps
         rate = learning_rate(settings, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         values = []
         for i, micro in enumerate(self.micro_batches):
             with self.autocast():
@@ -308,7 +305,7 @@ class _Run:
         )
         if self.device.type == "cpu":
             self._check_finite()
-        self.optimizer.step()
+        self.optimizer.step(rate)
         self.loss_sum += total
         self.loss_count += 1
         self.record.steps = step + 1
@@ -394,7 +391,7 @@ class _Run:
         kept = self.best or self.average
         if kept is not None:
             _fill(self.module, kept)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.module.eval()
 
     # ── state ──
@@ -417,7 +414,7 @@ class _Run:
         began = time.monotonic()
         tensors = {f"weights/{k}": v for k, v in self._weights().items()}
         for name, parameter in self.parameters.items():
-            tensors |= {f"adam/{name}/{k}": v for k, v in self.optimizer.state[parameter].items()}
+            tensors |= {f"adam/{name}/{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
         tensors |= {f"average/{k}": v for k, v in (self.average or {}).items()}
         tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
         tensors["loss_sum"] = self.loss_sum
