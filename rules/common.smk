@@ -69,6 +69,20 @@ if EXPERIMENT.features.location and workflow.is_main_process:
         print(f"{store}: timesteps {listed} are there already", file=sys.stderr)
 
 
+def side_by_side(most, jobs):
+    """Cores of a job beside which others can run: half of all, where there are others. Two jobs on half of the
+    cores do more than one after the other on all of them."""
+    # A job of a cluster runs on the cores that it was given for this number.
+    shared = jobs > 1 and workflow.is_main_process
+    return min(most, max(1, workflow.cores // 2)) if shared else most
+
+
+# Trainings that wait for no other: one for each diffusion model, one for each chain of pretraining and baselines.
+TRAININGS = sum(b.type == "ddpm" for b in EXPERIMENT.backbones.values()) + len(
+    {baseline.pretrained for baseline in EXPERIMENT.baselines.values()}
+)
+
+
 def one_of(names):
     """Regular expression of a wildcard that stands for one of these names."""
     return "|".join(names) or "(?!)"

@@ -45,14 +45,14 @@ def test_cluster_profiles_agree_but_for_how_jobs_are_submitted() -> None:
         assert {key: other[key] for key in common} == {key: first[key] for key in common}
 
 
-def dry_run(folder: Path, profile: str, gpus: int) -> subprocess.CompletedProcess[str]:
+def dry_run(folder: Path, profile: str, gpus: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     experiment = yaml.safe_load((PROJECT / "tests" / "slurm" / "experiment.yaml").read_text())
     (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment | {"gpus": gpus}))
     return subprocess.run(
         [
             *(str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(PROJECT / "Snakefile")),
             *("--workflow-profile", str(PROJECT / "profiles" / profile), "--directory", str(folder)),
-            *("--cores", "8", "--dry-run", "--configfile", str(folder / "experiment.yaml")),
+            *("--cores", "8", "--dry-run", "--configfile", str(folder / "experiment.yaml"), *arguments),
         ],
         capture_output=True,
         text=True,
@@ -75,6 +75,19 @@ def test_more_gpus_than_the_profile_gives_a_job_are_refused_before_anything_runs
     run = dry_run(tmp_path, "slurm", gpus=2)
     assert run.returncode != 0
     assert "gpus: 2 in the experiment, but a job may have 1" in run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cores", "half"), [(1, 1), (2, 1), (8, 4), (64, 8)])
+def test_trainings_that_wait_for_no_other_share_the_cores(tmp_path: Path, cores: int, half: int) -> None:
+    run = dry_run(tmp_path, "default", 0, "--cores", str(cores), "--quiet", "host")
+    assert run.returncode == 0, run.stdout + run.stderr
+    threads = {
+        rule: int(given[1]) if (given := re.search(r"^    threads: (\d+)$", text, re.M)) else 1
+        for rule, text in re.findall(r"^rule (\w+):\n((?:    .*\n)+)", run.stdout + run.stderr, re.M)
+    }
+    assert threads["train_backbone"] == threads["pretrain"] == half
+    assert threads["fit_supervised"] == 1
 
 
 def answer(folder: Path, program: str, script: str) -> None:

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015), as torch.optim has it, without its start: that imports a compiler for two seconds."""
+"""Adam (Kingma & Ba 2015), with the bits of torch.optim but not its start, two seconds of imports."""
 
 from collections.abc import Iterable
 
