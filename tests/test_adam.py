@@ -58,9 +58,15 @@ def test_a_parameter_without_gradient_stays_and_has_no_state() -> None:
 
 
 def test_a_training_step_does_not_load_the_compiler() -> None:
-    code = (
-        "import sys, torch; from tedm.adam import Adam; p = torch.nn.Parameter(torch.ones(3));"
-        "a = Adam([p]); (p**2).sum().backward(); a.step(0.1); a.zero_grad(); print('torch._dynamo' in sys.modules)"
-    )
+    code = """
+import sys, torch
+from tedm.adam import Adam
+p = torch.nn.Parameter(torch.ones(3))
+adam = Adam([p])
+p.square().sum().backward()
+adam.step(0.1)
+adam.zero_grad()
+print("torch._dynamo" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
