@@ -113,6 +113,11 @@ def data_of(datasets):
     return [f"{RESULTS}/data/{dataset}.h5" for dataset in datasets]
 
 
+# Of a job that extracts all of them; else each has a job of its own, and its number in the names of files.
+TOGETHER = EXPERIMENT.timesteps_together()
+EXTRACTED = "" if TOGETHER else ".t{timestep}"
+
+
 def split_file(dataset):
     """The CSV that splits a data set, where it is the user's own."""
     file = EXPERIMENT.datasets[dataset].split.file
@@ -174,10 +179,10 @@ def store_for(manifest, dataset):
     )
 
 
-def extract_spec(timestep):
+def extract_spec(w):
     return {
-        "features": EXPERIMENT.features.model_dump(exclude={"location"}),
-        "timestep": int(timestep),
+        "features": EXPERIMENT.features.model_dump(exclude={"location", "together"}),
+        **({} if TOGETHER else {"timestep": int(w.timestep)}),
         "seed": EXPERIMENT.seed,
     }
 

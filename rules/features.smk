@@ -2,37 +2,65 @@
 
 
 rule extract_features:
-    """Run the backbone once over a data set at one timestep and keep its decoder activations."""
+    """Run the backbone once over a data set, at one timestep or at all, and keep its decoder activations."""
     input:
         data=ancient("<results>/data/{dataset}.h5"),
         summary="<results>/data/{dataset}.json",
         weights=ancient("<results>/backbones/{backbone}/model.safetensors"),
         digest="<results>/backbones/{backbone}/digest.json",
     output:
-        manifest="<results>/features/{backbone}/{dataset}.t{timestep}.json",
+        # What is there stays until the job has looked at it: a new timestep is extracted alone.
+        manifests=(
+            update(
+                [
+                    f"<results>/features/{{backbone}}/{{dataset}}.t{t:04d}.json"
+                    for t in TOGETHER
+                ]
+            )
+            if TOGETHER
+            else "<results>/features/{backbone}/{dataset}.t{timestep}.json"
+        ),
     log:
-        "<logs>/features/{backbone}/{dataset}.t{timestep}.log",
+        f"<logs>/features/{{backbone}}/{{dataset}}{EXTRACTED}.log",
     benchmark:
-        "<benchmarks>/features/{backbone}/{dataset}.t{timestep}.tsv"
+        f"<benchmarks>/features/{{backbone}}/{{dataset}}{EXTRACTED}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         gpu=EXPERIMENT.gpus,
         mem_mb=lambda w, threads, attempt: requests.extract(
-            EXPERIMENT, w.backbone, w.dataset, threads, EXPERIMENT.gpus
+            EXPERIMENT,
+            w.backbone,
+            w.dataset,
+            threads,
+            EXPERIMENT.gpus,
+            len(TOGETHER) or 1,
         ).mem_mb(attempt),
         runtime=lambda w, threads, attempt: requests.extract(
-            EXPERIMENT, w.backbone, w.dataset, threads, EXPERIMENT.gpus
+            EXPERIMENT,
+            w.backbone,
+            w.dataset,
+            threads,
+            EXPERIMENT.gpus,
+            len(TOGETHER) or 1,
         ).runtime(attempt),
+        # No parameter: one timestep less runs nothing.
+        timesteps=lambda w: " ".join(map(str, TOGETHER or [int(w.timestep)])),
     params:
         # The store itself is undeclared, so that a killed job is resumed instead of wiped.
-        store=lambda w, output: store_for(output.manifest, w.dataset),
-        spec=lambda w: canonical_json(extract_spec(w.timestep)),
+        store=lambda w, output: store_for(output[0], w.dataset),
+        spec=lambda w: canonical_json(extract_spec(w)),
+        manifest=lambda w, output: (
+            f"{directory_of(output[0])}/{w.dataset}.t{{timestep}}.json"
+            if TOGETHER
+            else output[0]
+        ),
         backbone=lambda w, input: directory_of(input.digest),
     shell:
         # One process per GPU, each with its part of the images.
         "launch=$([ {resources.gpu} -le 1 ] || echo"
         " torchrun --standalone --nproc-per-node {resources.gpu} --no-python) &&"
         " $launch tedm extract --spec {params.spec:q} --backbone {params.backbone} --data {input.data}"
-        " --store {params.store} --manifest {output.manifest} --threads {threads} 2>&1 | tee {log}"
+        " --store {params.store} --manifest {params.manifest:q} --timesteps {resources.timesteps:q}"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -130,21 +130,38 @@ def extract(
             " stores, where it gets a name of its own."
         ),
     ],
-    manifest: Annotated[Path, typer.Option(help="Manifest to write, last.")],
+    manifest: Annotated[
+        Path,
+        typer.Option(help="Manifest to write, last; {timestep} in its name stands for four digits."),
+    ],
+    timesteps: Annotated[
+        str, typer.Option(help="One after the other, as in `1 10 25`; absent: the one of --spec.")
+    ] = "",
     threads: Threads = 1,
 ) -> None:
-    """Run the backbone over a data set at one timestep and keep its activations; torchrun deals it out."""
+    """Run the backbone over a data set and keep its activations, by timestep; torchrun deals images out."""
     settings = _settings(spec)
     from tedm.features.adopt import adopt, backbone_digest, shared_store
     from tedm.progress import say
 
     features = config.FeaturesConfig.model_validate(settings["features"])
-    timestep, seed, digest = settings["timestep"], settings["seed"], backbone_digest(backbone)
+    seed, digest = settings["seed"], backbone_digest(backbone)
+    asked = _timesteps(timesteps) if timesteps else [settings["timestep"]]
+    if len(asked) > 1 and "{timestep}" not in manifest.name:
+        raise TedmError(
+            f"--manifest: {manifest} is one file for {len(asked)} timesteps; name it ….t{{timestep}}.json"
+        )
+    manifests = {
+        timestep: manifest.with_name(manifest.name.replace("{timestep}", f"{timestep:04d}"))
+        for timestep in asked
+    }
     if digest is not None:
         if store.endswith("/"):
             store = shared_store(store, backbone.name, digest, data, features, seed)
-        if adopt(store, digest, data, features, seed, {timestep: manifest}):
+        for timestep in adopt(store, digest, data, features, seed, manifests):
             say(f"{store}: t{timestep:04d} is there already; nothing to compute")
+            del manifests[timestep]
+        if not manifests:
             return
     _limit_threads(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     from tedm import backbones, distributed
@@ -153,7 +170,8 @@ def extract(
     block, device = distributed.share()
     # Its type was named in the experiment.
     model = backbones.load(backbone, device=device, allow_imports=True)
-    run(model, data, store, manifest, timestep, features, seed, block=block, devices=[str(device)])
+    for timestep, written in manifests.items():
+        run(model, data, store, written, timestep, features, seed, block=block, devices=[str(device)])
 
 
 @app.command()
@@ -561,6 +579,12 @@ def _fits(text: str) -> list[tuple[int, int]]:
     if not found or None in found:
         raise TedmError(f"--fits: expected pairs of training size and seed such as 1/0 3/0, got {text!r}")
     return [(int(pair[1]), int(pair[2])) for pair in found if pair]
+
+
+def _timesteps(text: str) -> list[int]:
+    if not all(word.isdecimal() for word in text.split()):
+        raise TedmError(f"--timesteps: expected whole numbers such as 1 10 25, got {text!r}")
+    return [int(word) for word in text.split()]
 
 
 def _limit_threads(threads: int, processes: int = 1) -> None:

@@ -405,6 +405,8 @@ class FeaturesConfig(Section):
     # trained: [-1, 1], as the network saw in training; official: [0, 1], as the authors' code feeds
     images_per_shard: int = Field(64, ge=1)  # images per file
     batch_size: int = Field(16, ge=1)  # images per forward pass (last bits of float32 depend on it)
+    together: bool = False
+    # all timesteps of a data set in one job: for small sets, whose passes take no longer than a job's start
 
     @field_validator("location")
     @classmethod
@@ -594,6 +596,10 @@ class Experiment(Section):
         """Name of the backbone whose features a head reads."""
         return self.heads[head].backbone or next(iter(self.backbones))
 
+    def timesteps_together(self) -> list[int]:
+        """Timesteps that one job extracts; empty where each has a job of its own."""
+        return sorted({t for head in self.heads.values() for t in head.timesteps if self.features.together})
+
     def encoder_of(self, pretraining: str) -> GlobalCLConfig:
         """The global stage that a pretraining is, or begins with."""
         stage = self.pretraining[pretraining]
@@ -771,6 +777,7 @@ def _inconsistencies(e: Experiment) -> Iterator[str]:
     yield from _network_inconsistencies(e)
     for name, head in e.heads.items():
         yield from _head_inconsistencies(e, name, head)
+    yield from _together_inconsistencies(e)
     if not e.heads and not e.baselines:
         yield "heads: give at least one head or baseline"
     for name in sorted(set(e.heads) & set(e.baselines)):
@@ -916,6 +923,20 @@ def _split_inconsistencies(e: Experiment) -> Iterator[str]:
                     f"evaluation.train_sizes[{i}]: {n} is more than the {train} images of"
                     f" datasets.{e.evaluation.train_on}.split.train"
                 )
+
+
+def _together_inconsistencies(e: Experiment) -> Iterator[str]:
+    if not e.features.together:
+        return
+    read: dict[str, set[int]] = {}
+    for name, head in e.heads.items():
+        read.setdefault(e.backbone_of(name), set()).update(head.timesteps)
+    if len({tuple(sorted(timesteps)) for timesteps in read.values()}) > 1:
+        lists = "; ".join(f"{backbone}: {sorted(timesteps)}" for backbone, timesteps in read.items())
+        yield (
+            "features.together: true extracts the same timesteps of all backbones, but heads read different"
+            f" ones ({lists}); leave it out"
+        )
 
 
 def _network_inconsistencies(e: Experiment) -> Iterator[str]:
