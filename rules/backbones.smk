@@ -21,7 +21,7 @@ rule train_backbone:
     priority: 100  # everything waits for it
     conda:
         ENVIRONMENT
-    threads: side_by_side(8, TRAININGS)
+    threads: lambda w: side_by_side(8, TRAININGS)
     resources:
         gpu=EXPERIMENT.gpus,
         nodes=1,

@@ -70,14 +70,23 @@ if EXPERIMENT.features.location and workflow.is_main_process:
 
 
 def side_by_side(most, jobs):
-    """Cores of a job beside which others can run: half of all, where there are others. Two jobs on half of the
-    cores do more than one after the other on all of them."""
-    # A job of a cluster runs on the cores that it was given for this number.
-    shared = jobs > 1 and workflow.is_main_process
-    return min(most, max(1, workflow.cores // 2)) if shared else most
+    """Cores of a job beside which others can run, on the same machine: half of all, where there are such others. Two
+    jobs on one core each do more than one after the other on two."""
+    cores = (
+        workflow.resource_settings.cores
+    )  # None where nothing is run, as with --lint
+    shared = (
+        jobs > 1
+        and cores is not None
+        and not EXPERIMENT.gpus  # which jobs take turns at
+        and workflow.local_exec  # a cluster's jobs have their cores to themselves, …
+        and workflow.is_main_process  # … also in what starts them there
+    )
+    return min(most, max(1, cores // 2)) if shared else most
 
 
-# Trainings that wait for no other: one for each diffusion model, one for each chain of pretraining and baselines.
+# Trainings of the experiment that wait for no other, roughly: one for each diffusion model, one for each chain of
+# pretraining and baselines.
 TRAININGS = sum(b.type == "ddpm" for b in EXPERIMENT.backbones.values()) + len(
     {baseline.pretrained for baseline in EXPERIMENT.baselines.values()}
 )

@@ -36,7 +36,7 @@ rule score_head:
         "<benchmarks>/scores/{head}.tsv"
     conda:
         ENVIRONMENT
-    threads: side_by_side(min(8, len(TEST_ON)), len(EXPERIMENT.heads))
+    threads: lambda w: side_by_side(min(8, len(TEST_ON)), len(EXPERIMENT.heads))
     resources:
         mem_mb=lambda w, threads, attempt: requests.score(
             EXPERIMENT, w.head, threads

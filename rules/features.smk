@@ -9,14 +9,12 @@ rule extract_features:
         weights=ancient("<results>/backbones/{backbone}/model.safetensors"),
         digest="<results>/backbones/{backbone}/digest.json",
     output:
-        # What is there stays until the job has looked at it: a new timestep is extracted alone.
+        # Manifests that Snakemake deletes are written again at once where their features are complete.
         manifests=(
-            update(
-                [
-                    f"<results>/features/{{backbone}}/{{dataset}}.t{t:04d}.json"
-                    for t in TOGETHER
-                ]
-            )
+            [
+                f"<results>/features/{{backbone}}/{{dataset}}.t{t:04d}.json"
+                for t in TOGETHER
+            ]
             if TOGETHER
             else "<results>/features/{backbone}/{dataset}.t{timestep}.json"
         ),
@@ -45,8 +43,8 @@ rule extract_features:
             EXPERIMENT.gpus,
             len(TOGETHER) or 1,
         ).runtime(attempt),
-        # No parameter: one timestep less runs nothing.
-        timesteps=lambda w: " ".join(map(str, TOGETHER or [int(w.timestep)])),
+        # No parameter: one timestep less runs nothing. Empty where the timestep is in `spec`: grouped jobs must agree.
+        timesteps=" ".join(map(str, TOGETHER)),
     params:
         # The store itself is undeclared, so that a killed job is resumed instead of wiped.
         store=lambda w, output: store_for(output[0], w.dataset),
@@ -62,5 +60,5 @@ rule extract_features:
         "launch=$([ {resources.gpu} -le 1 ] || echo"
         " torchrun --standalone --nproc-per-node {resources.gpu} --no-python) &&"
         " $launch tedm extract --spec {params.spec:q} --backbone {params.backbone} --data {input.data}"
-        " --store {params.store} --manifest {params.manifest:q} --timesteps {resources.timesteps:q}"
+        " --store {params.store} --manifest {params.manifest:q} --timesteps '{resources.timesteps}'"
         " --threads {threads} 2>&1 | tee {log}"

@@ -19,7 +19,7 @@ rule pretrain:
     priority: 90  # after the diffusion model, before what waits for both
     conda:
         ENVIRONMENT
-    threads: side_by_side(8, TRAININGS)
+    threads: lambda w: side_by_side(8, TRAININGS)
     resources:
         gpu=EXPERIMENT.gpus,
         nodes=1,

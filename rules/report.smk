@@ -185,7 +185,7 @@ rule measure_cost:
         "<benchmarks>/cost/seconds.tsv"
     conda:
         ENVIRONMENT
-    threads: workflow.cores  # so that nothing runs beside it
+    threads: workflow.resource_settings.cores or 1  # so that nothing runs beside it
     resources:
         gpu=min(1, EXPERIMENT.gpus),
         mem_mb=lambda w, attempt: 3000 * attempt,

@@ -5,6 +5,11 @@ import sys
 
 import pytest
 
+EXTRACT = [
+    *("extract", "--spec", '{"features": {}, "seed": 0}'),
+    *("--backbone", "b", "--data", "d.h5", "--store", "s.zarr"),
+]
+
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -36,6 +41,18 @@ def test_help_and_import_load_no_torch() -> None:
         (
             ["prepare", "--spec", "[]", "--data", "a.h5", "--summary", "b"],
             "error: --spec: expected a JSON object",
+        ),
+        (
+            [*EXTRACT, "--manifest", "m.t{timestep}.json", "--timesteps", "1 x"],
+            "error: --timesteps: expected whole numbers such as 1 10 25, got '1 x'",
+        ),
+        (
+            [*EXTRACT, "--manifest", "m.json", "--timesteps", "1 10"],
+            "error: --manifest: m.json is one file for 2 timesteps; have {timestep} in its name",
+        ),
+        (
+            [*EXTRACT, "--manifest", "m.t{timestep}.json", "--timesteps", " "],
+            "error: --timesteps: expected whole numbers such as 1 10 25, got ' '",
         ),
     ],
 )

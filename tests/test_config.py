@@ -145,6 +145,19 @@ def test_methods_are_baselines_heads_and_readings_in_the_order_of_the_file() -> 
     assert config.parse(values).methods() == ["Supervised", "TEDM", "TEDM t=1"]
 
 
+def test_timesteps_are_extracted_together_where_all_backbones_have_the_same() -> None:
+    values = copy.deepcopy(VALID)
+    values["heads"]["TEDM"].update(backbone="ddpm", timesteps=[10, 1])
+    assert config.parse(values).timesteps_together() == []
+    values["features"] = {"together": True}
+    assert config.parse(values).timesteps_together() == [1, 10]
+    values["backbones"]["other"] = {"type": "ddpm", "data": "cxr"}
+    values["heads"]["LR"] = {"type": "ridge", "backbone": "other", "timesteps": [1, 10]}
+    assert config.parse(values).timesteps_together() == [1, 10]
+    values["heads"]["LR"]["timesteps"] = [5]
+    assert config.parse(values).timesteps_together() == []
+
+
 def test_schema_accepts_the_demo() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load((PROJECT / "config.yaml").read_text()), config.json_schema())

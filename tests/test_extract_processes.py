@@ -19,7 +19,7 @@ UNTRAINED = DDPMConfig(
 )  # fmt: skip
 
 
-def test_two_processes_extract_the_files_of_one_and_one_manifest(tmp_path: Path) -> None:
+def test_two_processes_extract_the_files_of_one_and_one_manifest_for_each_timestep(tmp_path: Path) -> None:
     data = tmp_path / "tiny.h5"
     images = np.random.default_rng(0).integers(0, 256, (11, 1, 16, 16), np.uint8)
     ids = [f"i{i}" for i in range(11)]
@@ -30,26 +30,27 @@ def test_two_processes_extract_the_files_of_one_and_one_manifest(tmp_path: Path)
     train_backbone(data, UNTRAINED, 0, tmp_path / "ddpm")
     spec = {
         "features": FeaturesConfig(images_per_shard=2, batch_size=4).model_dump(exclude={"location"}),
-        "timestep": 50,
         "seed": 0,
     }
 
     def extract(name: str, *launch: str) -> dict[str, bytes]:
-        manifest, store = tmp_path / name / "tiny.t0050.json", tmp_path / name / "tiny.zarr"
+        store = tmp_path / name / "tiny.zarr"
         command = [
             *(*launch, str(BIN / "tedm"), "extract", "--spec", json.dumps(spec)),
             *("--backbone", str(tmp_path / "ddpm"), "--data", str(data)),
-            *("--store", str(store), "--manifest", str(manifest)),
+            *("--store", str(store), "--manifest", str(tmp_path / name / "tiny.t{timestep}.json")),
+            *("--timesteps", "50 7 50"),
         ]
         # A GPU that the scheduler gave and that is none, as on a cluster's test node.
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr.count("a GPU was asked for and given, but torch") == 1
-        files = [*store.rglob("c.*"), *store.rglob("zarr.json"), manifest]
+        manifests = [tmp_path / name / f"tiny.t{timestep:04d}.json" for timestep in (7, 50)]
+        files = [*store.rglob("c.*"), *store.rglob("zarr.json"), *manifests]
         return {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in files}
 
     one = extract("one")
-    assert len(one) > 12
+    assert len(one) > 24
     torchrun = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python")
     assert extract("two", *torchrun) == one

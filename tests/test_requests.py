@@ -30,11 +30,12 @@ DEMO = load("config.yaml")
     ("request_", "megabytes", "seconds"),  # as the workflow's benchmarks/ measured them, on two cores
     [
         (requests.prepare(DEMO, "cxr", 2), 106, 25),
-        (requests.train(DEMO, "ddpm", 2, 0), 818, 206),
+        (requests.train(DEMO, "ddpm", 1, 0), 610, 198),
         (requests.extract(DEMO, "ddpm", "jsrt", 1, 0), 392, 4),
+        (requests.extract(DEMO, "ddpm", "jsrt", 1, 0, timesteps=10), 591, 17),
         (requests.fit(DEMO, "TEDM", 2), 1283, 43),
-        (requests.pretrain(DEMO, "global", 2, 0), 771, 45),
-        (requests.pretrain(DEMO, "local", 2, 0), 582, 23),
+        (requests.pretrain(DEMO, "global", 1, 0), 781, 80),
+        (requests.pretrain(DEMO, "local", 1, 0), 506, 39),
         (requests.supervise(DEMO, "Supervised", 1, 0), 516, 25),
         (requests.supervise(DEMO, "local_cl", 1, 0), 531, 25),
         (requests.score(DEMO, "Blend", 2), 921, 6),

@@ -194,6 +194,43 @@ def test_a_new_timestep_is_extracted_alone(finished: Path, tmp_path: Path) -> No
     assert plan == {"extract_features": 2, "fit_head": 1, "score_head": 1, "table1": 1}
 
 
+def test_timesteps_extracted_together_are_those_extracted_one_by_one(
+    finished: Path, tmp_path: Path
+) -> None:
+    def together(e: dict[str, Any]) -> None:
+        e["features"]["together"] = True
+
+    def one_more(e: dict[str, Any]) -> None:
+        together(e)
+        e["heads"]["LEDM"] = {"type": "mlp", "combine": "concat", "timesteps": [10, 50], "steps": 5}
+
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory, symlinks=True)
+    features = directory / "results/features/ddpm"
+    before = {f.relative_to(features): f.read_bytes() for f in features.rglob("*") if f.is_file()}
+    shutil.rmtree(features)
+    write_experiment(directory, together)
+    run = snakemake(directory, "results/table1.csv")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (run.stdout + run.stderr).count("Rule: extract_features") == 2  # a job for each data set
+    after = {f.relative_to(features): f.read_bytes() for f in features.rglob("*") if f.is_file()}
+    assert after == before
+
+    write_experiment(directory, one_more)
+    kept = {f: f.stat().st_mtime_ns for f in features.rglob("c.*") if f.is_file()}
+    run = snakemake(directory, "results/features/ddpm/jsrt.t0050.json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (features / "jsrt.t0050.json").exists()
+    assert kept
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept
+    log = (directory / "results/logs/features/ddpm/jsrt.log").read_text()
+    assert log.count("is there already") == 2
+    run = snakemake(directory, "results/table1.csv")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (run.stdout + run.stderr).count("Rule: extract_features") == 1
+    assert (run.stdout + run.stderr).count("Rule: fit_head") == 1
+
+
 def test_comments_and_order_in_the_config_plan_nothing(finished: Path, tmp_path: Path) -> None:
     def change(e: dict[str, Any]) -> None:
         e["backbones"]["ddpm"] = dict(reversed(e["backbones"]["ddpm"].items()))

@@ -149,7 +149,8 @@ def extract(
     asked = _timesteps(timesteps) if timesteps else [settings["timestep"]]
     if len(asked) > 1 and "{timestep}" not in manifest.name:
         raise TedmError(
-            f"--manifest: {manifest} is one file for {len(asked)} timesteps; name it ….t{{timestep}}.json"
+            f"--manifest: {manifest} is one file for {len(asked)} timesteps; have {{timestep}} in its name,"
+            f" as in {manifest.with_name('jsrt.t{timestep}.json')}"
         )
     manifests = {
         timestep: manifest.with_name(manifest.name.replace("{timestep}", f"{timestep:04d}"))
@@ -582,9 +583,10 @@ def _fits(text: str) -> list[tuple[int, int]]:
 
 
 def _timesteps(text: str) -> list[int]:
-    if not all(word.isdecimal() for word in text.split()):
+    words = text.split()
+    if not words or not all(word.isdecimal() for word in words):
         raise TedmError(f"--timesteps: expected whole numbers such as 1 10 25, got {text!r}")
-    return [int(word) for word in text.split()]
+    return list(dict.fromkeys(map(int, words)))
 
 
 def _limit_threads(threads: int, processes: int = 1) -> None:

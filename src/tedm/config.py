@@ -406,7 +406,8 @@ class FeaturesConfig(Section):
     images_per_shard: int = Field(64, ge=1)  # images per file
     batch_size: int = Field(16, ge=1)  # images per forward pass (last bits of float32 depend on it)
     together: bool = False
-    # all timesteps of a data set in one job: for small sets, whose passes take no longer than a job's start
+    # all timesteps of a data set in one job, if they are the same for all backbones: for small sets, whose
+    # passes take no longer than the start of a job
 
     @field_validator("location")
     @classmethod
@@ -598,7 +599,11 @@ class Experiment(Section):
 
     def timesteps_together(self) -> list[int]:
         """Timesteps that one job extracts; empty where each has a job of its own."""
-        return sorted({t for head in self.heads.values() for t in head.timesteps if self.features.together})
+        read: dict[str, set[int]] = {}
+        for name, head in self.heads.items():
+            read.setdefault(self.backbone_of(name), set()).update(head.timesteps)
+        lists = {tuple(sorted(timesteps)) for timesteps in read.values()}
+        return list(lists.pop()) if self.features.together and len(lists) == 1 else []
 
     def encoder_of(self, pretraining: str) -> GlobalCLConfig:
         """The global stage that a pretraining is, or begins with."""
@@ -777,7 +782,6 @@ def _inconsistencies(e: Experiment) -> Iterator[str]:
     yield from _network_inconsistencies(e)
     for name, head in e.heads.items():
         yield from _head_inconsistencies(e, name, head)
-    yield from _together_inconsistencies(e)
     if not e.heads and not e.baselines:
         yield "heads: give at least one head or baseline"
     for name in sorted(set(e.heads) & set(e.baselines)):
@@ -923,20 +927,6 @@ def _split_inconsistencies(e: Experiment) -> Iterator[str]:
                     f"evaluation.train_sizes[{i}]: {n} is more than the {train} images of"
                     f" datasets.{e.evaluation.train_on}.split.train"
                 )
-
-
-def _together_inconsistencies(e: Experiment) -> Iterator[str]:
-    if not e.features.together:
-        return
-    read: dict[str, set[int]] = {}
-    for name, head in e.heads.items():
-        read.setdefault(e.backbone_of(name), set()).update(head.timesteps)
-    if len({tuple(sorted(timesteps)) for timesteps in read.values()}) > 1:
-        lists = "; ".join(f"{backbone}: {sorted(timesteps)}" for backbone, timesteps in read.items())
-        yield (
-            "features.together: true extracts the same timesteps of all backbones, but heads read different"
-            f" ones ({lists}); leave it out"
-        )
 
 
 def _network_inconsistencies(e: Experiment) -> Iterator[str]:

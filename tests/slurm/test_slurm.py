@@ -123,7 +123,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     gpus = write_experiment(directory, None)
     write_experiment(local, 0)
     # As many threads as each of the cluster's processes has.
-    threads = ("--set-threads", f"train_backbone={max(1, CORES // 2 // gpus)}")
+    threads = ("--set-threads", f"train_backbone={max(1, CORES // gpus)}")
     with (local / "log").open("w") as log:
         here = subprocess.Popen(
             command(local, PROFILES / "default", *threads), stdout=log, stderr=log, env=environment()
