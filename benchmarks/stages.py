@@ -60,7 +60,8 @@ def measure(directory: Path, configfile: Path, cores: int) -> str:
         f"Measured by `python benchmarks/stages.py` on {cores} cores of {processor()}, Python"
         f" {platform.python_version()}.",
         "",
-        "| `snakemake --cores all results/table1.csv` | wall time | CPU time | peak memory |",
+        "| `snakemake --cores all results/table1.csv` | wall time | CPU time"
+        " | peak memory, all processes |",
         "|---|--:|--:|--:|",
         *(
             f"| {what} | {wall:.0f} s | {cpu:.0f} s | {peak / 1e9:.2f} GB |"

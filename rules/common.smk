@@ -92,6 +92,16 @@ TRAININGS = sum(b.type == "ddpm" for b in EXPERIMENT.backbones.values()) + len(
 )
 
 
+def begun(directory):
+    """What the last job in a directory wrote when it began, or, once it had ended well, what stood there before.
+
+    To a job that fails Snakemake gives back its old outputs (`update`), and then takes them for what was asked for.
+    As a parameter (of wildcards alone: no others are compared) this makes the next run see that they are not.
+    """
+    mark = Path(directory, ".begun")
+    return mark.read_text().strip() if mark.exists() else ""
+
+
 def one_of(names):
     """Regular expression of a wildcard that stands for one of these names."""
     return "|".join(names) or "(?!)"

@@ -51,9 +51,12 @@ rule score_head:
         data=lambda w, input: directory_of(input.data[0]),
         features=lambda w, input: directory_of(input.manifests[0]),
         out=lambda w, output: directory_of(output.scores[0], 3),
+        begun=lambda w: begun(f"{RESULTS}/scores/{w.head}"),
     shell:
-        "tedm score --spec {params.spec:q} --fits {resources.fits:q} --heads {params.heads} --data {params.data}"
+        "echo $(date +%s) $$ > {params.out}/.begun &&"
+        " tedm score --spec {params.spec:q} --fits {resources.fits:q} --heads {params.heads} --data {params.data}"
         " --features {params.features} --out {params.out} --threads {threads} 2>&1 | tee {log}"
+        " && echo {params.begun:q} > {params.out}/.begun"
 
 
 rule score_supervised:

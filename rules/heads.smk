@@ -36,9 +36,12 @@ rule fit_head:
         store=lambda w, input: f"{directory_of(input.manifests[0])}/{TRAIN_ON}.zarr",
         spec=lambda w: canonical_json(fit_spec(w.head)),
         out=lambda w, output: directory_of(output[0], 3),
+        begun=lambda w: begun(f"{RESULTS}/heads/{w.head}"),
     shell:
-        "tedm fit --spec {params.spec:q} --data {input.data} --store {params.store}"
+        "echo $(date +%s) $$ > {params.out}/.begun &&"
+        " tedm fit --spec {params.spec:q} --data {input.data} --store {params.store}"
         " --digest {input.digest} --fits {resources.fits:q} --out {params.out} --threads {threads} 2>&1 | tee {log}"
+        " && echo {params.begun:q} > {params.out}/.begun"
 
 
 rule fit_supervised:

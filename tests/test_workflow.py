@@ -179,6 +179,41 @@ def test_a_new_training_size_fits_and_scores_nothing_that_is_there(finished: Pat
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.parametrize("how", ["diverges", "is killed"])
+def test_a_head_whose_fit_fails_after_a_change_is_planned_again(
+    finished: Path, tmp_path: Path, how: str
+) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["heads"]["TEDM"].update({"learning_rate": 1e30} if how == "diverges" else {"steps": 100_000})
+
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory, symlinks=True)
+    heads = {f: f.read_bytes() for f in (directory / "results/heads/TEDM").rglob("head.safetensors")}
+    write_experiment(directory, change)
+    if how == "diverges":
+        assert snakemake(directory, "results/table1.csv").returncode != 0
+    else:  # the job alone, as for want of memory: Snakemake takes it for a failure
+        run = subprocess.Popen(
+            command(directory, "results/table1.csv"),
+            env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        log, deadline = directory / "results/logs/heads/TEDM.log", time.monotonic() + 120
+        while run.poll() is None and "steps/s" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        subprocess.run(["pkill", "-9", "-f", "tedm fit .*--out results/heads/TEDM"], check=True)
+        assert run.wait(60) != 0
+    again = snakemake(directory, "--dry-run", "results/table1.csv")
+    assert re.search(r"^fit_head +1$", again.stdout + again.stderr, re.MULTILINE), again.stderr
+    # Back at the old settings the old heads are what is asked for.
+    write_experiment(directory)
+    run_back = snakemake(directory, "results/table1.csv")
+    assert run_back.returncode == 0, run_back.stderr
+    assert {f: f.read_bytes() for f in heads} == heads
+    assert (directory / "results/logs/heads/TEDM.log").read_text().count("fitted before") == 2
+    again = snakemake(directory, "--dry-run", "results/table1.csv")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
 def test_a_change_of_the_report_plans_the_report_alone(finished: Path, tmp_path: Path) -> None:
     def change(e: dict[str, Any]) -> None:
         e["evaluation"]["level"] = 0.01
