@@ -1,5 +1,6 @@
 """Whole runs of a tiny experiment: what is planned, what survives a kill, what comes out."""
 
+import contextlib
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
@@ -197,10 +199,13 @@ def test_a_head_whose_fit_fails_after_a_change_is_planned_again(
             command(directory, "results/table1.csv"),
             env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        log, deadline = directory / "results/logs/heads/TEDM.log", time.monotonic() + 120
-        while run.poll() is None and "steps/s" not in log.read_text() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not list(directory.rglob("heads/TEDM/*/*/state/*")) and time.monotonic() < deadline:
             time.sleep(0.2)
-        subprocess.run(["pkill", "-9", "-f", "tedm fit .*--out results/heads/TEDM"], check=True)
+        for process in psutil.Process(run.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[2:3] == ["fit"]:
+                    process.kill()
         assert run.wait(60) != 0
     again = snakemake(directory, "--dry-run", "results/table1.csv")
     assert re.search(r"^fit_head +1$", again.stdout + again.stderr, re.MULTILINE), again.stderr
