@@ -28,20 +28,10 @@ rule extract_features:
     resources:
         gpu=EXPERIMENT.gpus,
         mem_mb=lambda w, threads, attempt: requests.extract(
-            EXPERIMENT,
-            w.backbone,
-            w.dataset,
-            threads,
-            EXPERIMENT.gpus,
-            len(TOGETHER) or 1,
+            EXPERIMENT, w.backbone, w.dataset, threads, EXPERIMENT.gpus
         ).mem_mb(attempt),
         runtime=lambda w, threads, attempt: requests.extract(
-            EXPERIMENT,
-            w.backbone,
-            w.dataset,
-            threads,
-            EXPERIMENT.gpus,
-            len(TOGETHER) or 1,
+            EXPERIMENT, w.backbone, w.dataset, threads, EXPERIMENT.gpus
         ).runtime(attempt),
         # No parameter: one timestep less runs nothing. Empty where the timestep is in `spec`: grouped jobs must agree.
         timesteps=" ".join(map(str, TOGETHER)),

@@ -134,15 +134,13 @@ def predict_supervised(experiment: Experiment, baseline: str, threads: int, gpus
     )
 
 
-def extract(
-    experiment: Experiment, backbone: str, dataset: str, threads: int, gpus: int, timesteps: int = 1
-) -> Request:
-    """For extracting so many timesteps of a data set, in as many processes as there are GPUs."""
+def extract(experiment: Experiment, backbone: str, dataset: str, threads: int, gpus: int) -> Request:
+    """For extracting one timestep of a data set, or all together, in one process for each GPU."""
     width, features = _width(experiment, backbone), experiment.features
     model = experiment.backbones[backbone]
     parameters = _parameters(width, model.multipliers if isinstance(model, DDPMConfig) else (1, 2, 4, 8))
     shard = features.images_per_shard * _feature_bytes(experiment, backbone)
-    passes = images_in(experiment, dataset) * features.draws * timesteps
+    passes = images_in(experiment, dataset) * features.draws * (len(experiment.timesteps_together()) or 1)
     return Request(
         _in_processes(
             gpus, 4 * parameters + features.batch_size * _forward_bytes(experiment, width) + 2 * shard
