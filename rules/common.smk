@@ -268,13 +268,10 @@ def score_spec(head):
     }
 
 
-def score_supervised_spec(baseline, n, seed):
+def score_supervised_spec(baseline):
     return {
         "method": EXPERIMENT.method_of(baseline),
-        "readings": {},
         "datasets": TEST_ON,
-        "n": int(n),
-        "seed": int(seed),
         **asked_metrics(),
     }
 

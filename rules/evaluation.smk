@@ -60,42 +60,70 @@ rule score_head:
 
 
 rule score_supervised:
-    """Predict with one supervised baseline on every test set, and score each subject."""
+    """Predict with one baseline, of every training size and seed, on every test set, and score all subjects."""
     input:
         data=ancient(data_of(TEST_ON)),
         summaries=[f"{RESULTS}/data/{dataset}.json" for dataset in TEST_ON],
-        model=ancient(
-            "<results>/baselines/{baseline}/n{n}/seed{seed}/model.safetensors"
+        models=ancient(
+            expand(
+                "<results>/baselines/{{baseline}}/n{n}/seed{seed}/model.safetensors",
+                n=TRAIN_SIZES,
+                seed=SEEDS,
+            )
         ),
-        digest="<results>/baselines/{baseline}/n{n}/seed{seed}/digest.json",
+        digests=expand(
+            "<results>/baselines/{{baseline}}/n{n}/seed{seed}/digest.json",
+            n=TRAIN_SIZES,
+            seed=SEEDS,
+        ),
     output:
-        scores=expand(
-            "<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.csv",
-            dataset=TEST_ON,
+        # As of heads: what is there stays until the job has looked at it.
+        scores=update(
+            expand(
+                "<results>/scores/{{baseline}}/n{n}/seed{seed}/{dataset}.csv",
+                n=TRAIN_SIZES,
+                seed=SEEDS,
+                dataset=TEST_ON,
+            )
         ),
-        masks=expand(
-            "<results>/scores/{{baseline}}/n{{n}}/seed{{seed}}/{dataset}.npz",
-            dataset=TEST_ON,
+        masks=update(
+            expand(
+                "<results>/scores/{{baseline}}/n{n}/seed{seed}/{dataset}.npz",
+                n=TRAIN_SIZES,
+                seed=SEEDS,
+                dataset=TEST_ON,
+            )
         ),
     log:
-        "<logs>/scores/{baseline}/n{n}/seed{seed}.log",
+        "<logs>/scores/{baseline}.log",
     benchmark:
-        "<benchmarks>/scores/{baseline}/n{n}/seed{seed}.tsv"
+        "<benchmarks>/scores/{baseline}.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    # On a GPU one after the other: only what is on the CPU can be forked.
+    threads:
+        lambda w: (
+            1
+            if EXPERIMENT.gpus
+            else side_by_side(min(8, len(TEST_ON)), len(EXPERIMENT.baselines))
+        )
     resources:
         gpu=min(1, EXPERIMENT.gpus),
-        mem_mb=lambda w, threads, attempt: requests.predict_supervised(
+        mem_mb=lambda w, threads, attempt: requests.score_supervised(
             EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
         ).mem_mb(attempt),
-        runtime=lambda w, threads, attempt: requests.predict_supervised(
+        runtime=lambda w, threads, attempt: requests.score_supervised(
             EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
         ).runtime(attempt),
+        fits=FITS,  # no parameter: one size or seed less runs nothing
     params:
-        spec=lambda w: canonical_json(score_supervised_spec(w.baseline, w.n, w.seed)),
+        spec=lambda w: canonical_json(score_supervised_spec(w.baseline)),
+        baselines=lambda w, input: directory_of(input.digests[0], 3),
         data=lambda w, input: directory_of(input.data[0]),
-        out=lambda w, output: directory_of(output.scores[0]),
+        out=lambda w, output: directory_of(output.scores[0], 3),
+        begun=lambda w: begun(f"{RESULTS}/scores/{w.baseline}"),
     shell:
-        "tedm score-supervised --spec {params.spec:q} --model {input.model} --data {params.data}"
-        " --out {params.out} --threads {threads} 2>&1 | tee {log}"
+        "echo $(date +%s) $$ > {params.out}/.begun &&"
+        " tedm score-supervised --spec {params.spec:q} --fits {resources.fits:q} --baselines {params.baselines}"
+        " --data {params.data} --out {params.out} --threads {threads} 2>&1 | tee {log}"
+        " && echo {params.begun:q} > {params.out}/.begun"

@@ -158,7 +158,7 @@ def test_memory_of_scoring_and_of_reading_does_not_grow_with_the_images(tmp_path
                 predictions.add(
                     "Vote", rows[start : start + 8], p.mean(0), data.masks(rows[start : start + 8]), p
                 )
-            scoring._write(predictions, data, "volumes", (1, 0), out)
+            scoring._write(predictions, data, "volumes", (1, 0), out, "of a test")
             predictions.close()
             scoring.read_masks(out / "volumes.npz", ["Vote"], ["slice3"])
             scoring.read_uncertainty(out / "volumes.npz", "Vote", ["slice3"])

@@ -42,6 +42,6 @@ def finish(e: Experiment, results: Path) -> None:
             drawn = seed_of(e.seed, baseline, n, seed)
             out = results / "baselines" / place
             supervised.fit(data / f"{train_on}.h5", n, drawn, network, out)
-            spec = {"method": baseline, "readings": {}, "datasets": test_on, "n": n, "seed": seed}
-            score_supervised(spec, out / "model.safetensors", data, results / "scores" / place)
+        spec = {"method": baseline, "datasets": test_on, "fits": fits}
+        score_supervised(spec, results / "baselines" / baseline, data, results / "scores" / baseline)
     assert read_json(backbone / "digest.json")["digest"] == model.digest

@@ -46,6 +46,10 @@ Data = Annotated[Path, typer.Option(help="Prepared data set (.h5).")]
 DataDir = Annotated[Path, typer.Option(help="Directory of prepared data sets: {dataset}.h5.")]
 FeaturesDir = Annotated[str, typer.Option(help="Directory or URL of feature stores: {dataset}.zarr.")]
 ScoresDir = Annotated[Path, typer.Option(help="Directory of scores: {head}/n{n}/seed{seed}/{dataset}.csv.")]
+ScoresOut = Annotated[
+    Path, typer.Option(help="Directory to write: n{n}/seed{seed}/{dataset}.csv and .npz.")
+]
+TestSets = Annotated[int, typer.Option(help="Test sets at once, each on one core.", min=1)]
 Fits = Annotated[str, typer.Option(help="Training sizes and seeds, as in `1/0 3/0`.")]
 Threads = Annotated[int, typer.Option(help="CPU threads at most; never more than there are cores.", min=1)]
 
@@ -260,8 +264,8 @@ def score(
     heads: Annotated[Path, typer.Option(help="Directory of heads: n{n}/seed{seed}/head.safetensors.")],
     data: DataDir,
     features: FeaturesDir,
-    out: Annotated[Path, typer.Option(help="Directory to write: n{n}/seed{seed}/{dataset}.csv and .npz.")],
-    threads: Annotated[int, typer.Option(help="Test sets at once, each on one core.", min=1)] = 1,
+    out: ScoresOut,
+    threads: TestSets = 1,
 ) -> None:
     """Predict with one head of every training size and seed on every test set; write masks and scores."""
     settings = _settings(spec)
@@ -275,17 +279,19 @@ def score(
 @app.command()
 def score_supervised(
     spec: Spec,
-    model: Annotated[Path, typer.Option(help="Model (.safetensors).")],
+    fits: Fits,
+    baselines: Annotated[Path, typer.Option(help="Directory of trained networks: n{n}/seed{seed}/.")],
     data: DataDir,
-    out: Annotated[Path, typer.Option(help="Directory to write: {dataset}.csv and {dataset}.npz.")],
-    threads: Threads = 1,
+    out: ScoresOut,
+    threads: TestSets = 1,
 ) -> None:
-    """Predict with one supervised baseline on every test set; write its masks and scores."""
+    """Predict with one baseline of every training size and seed on every test set; write its scores."""
     settings = _settings(spec)
-    _limit_threads(threads)
+    _limit_threads(1)
     from tedm.scoring import score_supervised as run
 
-    run(settings, model, data, out)
+    settings["fits"] = _fits(fits)
+    run(settings, baselines, data, out, threads, _device())
 
 
 @app.command()

@@ -123,14 +123,15 @@ def supervise(experiment: Experiment, baseline: str, threads: int, gpus: int) ->
     )
 
 
-def predict_supervised(experiment: Experiment, baseline: str, threads: int, gpus: int) -> Request:
-    """For the predictions of one supervised baseline on every test set."""
-    model = experiment.baselines[baseline]
-    images = sum(images_in(experiment, dataset) for dataset in experiment.evaluation.test_on)
+def score_supervised(experiment: Experiment, baseline: str, threads: int, gpus: int) -> Request:
+    """For scoring a baseline of all training sizes and seeds on every test set, so many sets at once."""
+    model, asked = experiment.baselines[baseline], experiment.evaluation
+    images = sum(images_in(experiment, dataset) for dataset in asked.test_on)
+    fits = len(asked.train_sizes) * len(asked.seeds)
+    network = 4 * _parameters(model.width, model.multipliers)
     return Request(
-        4 * _parameters(model.width, model.multipliers)
-        + IMAGES_AT_ONCE * _forward_bytes(experiment, model.width),
-        images * _forward_seconds(experiment, model.width) / _speed(threads, min(1, gpus)),
+        threads * (network + IMAGES_AT_ONCE * _forward_bytes(experiment, model.width)),
+        fits * images * _forward_seconds(experiment, model.width) / _speed(threads, min(1, gpus)),
     )
 
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,11 @@ from tedm.features.reader import FeatureStore
 from tedm.features.shared import SharedFeatures
 from tedm.files import whole
 from tedm.heads import base
-from tedm.parallel import side_by_side
+from tedm.parallel import Task, side_by_side
 from tedm.progress import say, stage
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2  # of a scoring job's files; another one is scored again
 IMAGES_AT_A_TIME = 8  # a multiple of 8: the bits of their masks fill bytes
@@ -77,9 +80,7 @@ def score_heads(
         )
         for dataset in spec["datasets"]
     }
-    failed = side_by_side(tasks, threads)
-    if failed:
-        raise TedmError(f"not scored: {'; '.join(failed)} (what went wrong is said above)")
+    _all_scored(tasks, threads)
 
 
 def score_head(spec: Mapping[str, Any], head: Path, data: Path, features: str, out: Path) -> None:
@@ -99,19 +100,52 @@ def score_head(spec: Mapping[str, Any], head: Path, data: Path, features: str, o
         _score_heads(spec, dataset, {fit: head}, data / f"{dataset}.h5", store, {fit: out})
 
 
-def score_supervised(spec: Mapping[str, Any], model: Path, data: Path, out: Path) -> None:
-    """Score a supervised baseline on every test set; arguments as in score_head."""
-    from tedm import supervised
+def score_supervised(
+    spec: Mapping[str, Any],
+    baselines: Path,
+    data: Path,
+    out: Path,
+    threads: int = 1,
+    device: "torch.device | str" = "cpu",
+) -> None:
+    """Score a supervised baseline of all training sizes and seeds on every test set.
 
-    network = supervised.load(model.parent)
-    for dataset in spec["datasets"]:
-        with PreparedSet(data / f"{dataset}.h5") as prepared:
-            predictions = _Predictions(prepared, spec.get("metrics", ()), out)
-            with contextlib.closing(predictions):
-                for rows in _batches(prepared, f"{spec['method']} n={spec['n']} on {dataset}"):
-                    probabilities = supervised.predict_proba(network, prepared.images(rows))
-                    predictions.add(spec["method"], rows, probabilities, prepared.masks(rows))
-                _write(predictions, prepared, dataset, (spec["n"], spec["seed"]), out)
+    Scores that are there already, of the same network on the same images, stay. Where one network cannot
+    be scored, the others are.
+
+    Args:
+        spec: as in score_heads, without readings.
+        baselines: directory of the trained networks: n{n}/seed{seed}/.
+        data: as in score_head.
+        out: as in score_heads.
+        threads: test sets at once, on the CPU.
+        device: that predicts.
+
+    Raises:
+        TedmError: after all, naming the test sets where something failed.
+    """
+    from tedm import supervised  # noqa: F401 - torch, once for all processes that are forked
+
+    place = {(n, seed): f"n{n}/seed{seed}" for n, seed in spec["fits"]}
+    tasks = {
+        f"{spec['method']} on {dataset}": partial(
+            _score_networks,
+            spec,
+            dataset,
+            {fit: baselines / where for fit, where in place.items()},
+            data / f"{dataset}.h5",
+            {fit: out / where for fit, where in place.items()},
+            device,
+        )
+        for dataset in spec["datasets"]
+    }
+    _all_scored(tasks, threads)
+
+
+def _all_scored(tasks: Mapping[str, Task], threads: int) -> None:
+    failed = side_by_side(tasks, threads)
+    if failed:
+        raise TedmError(f"not scored: {'; '.join(failed)} (what went wrong is said above)")
 
 
 class _Predictions:
@@ -241,10 +275,7 @@ def _score_heads(
         store = FeatureStore.open(features, data_digest=prepared.digest)
         for fit, path in heads.items():
             made_from = _made_from(spec, path, store)
-            if made_from is not None and _kept(out[fit] / dataset) == made_from:
-                for suffix in (".csv", ".npz"):
-                    os.utime(_with(out[fit] / dataset, suffix))  # not older than what it was made from
-                say(f"{spec['method']} n={fit[0]}: scored on {dataset} before")
+            if made_from is not None and _stays(spec, dataset, fit, out[fit], made_from):
                 continue
             try:
                 # The heads are this workflow's own, and their type was named in the experiment.
@@ -270,6 +301,42 @@ def _score_heads(
         for fit, (_, made_from) in asked.items():
             if fit not in failures:
                 _write(predictions[fit], prepared, dataset, fit, out[fit], made_from)
+    _report(spec, failures)
+
+
+def _score_networks(
+    spec: Mapping[str, Any],
+    dataset: str,
+    networks: Mapping[Fit, Path],
+    data: Path,
+    out: Mapping[Fit, Path],
+    device: "torch.device | str",
+) -> None:
+    """Score some networks on one test set, one after the other, so that one is in memory."""
+    from tedm import supervised
+
+    failures: dict[Fit, TedmError] = {}
+    with PreparedSet(data) as prepared:
+        for fit, directory in networks.items():
+            try:
+                network = supervised.load(directory, device)
+                made_from = digest_of(
+                    [FORMAT, network.digest, spec["method"], prepared.digest, *_metrics(spec)]
+                )
+                if _stays(spec, dataset, fit, out[fit], made_from):
+                    continue
+                predictions = _Predictions(prepared, spec.get("metrics", ()), out[fit])
+                with contextlib.closing(predictions):
+                    for rows in _batches(prepared, f"{spec['method']} n={fit[0]} on {dataset}"):
+                        probabilities = supervised.predict_proba(network, prepared.images(rows))
+                        predictions.add(spec["method"], rows, probabilities, prepared.masks(rows))
+                    _write(predictions, prepared, dataset, fit, out[fit], made_from)
+            except TedmError as error:
+                failures[fit] = error
+    _report(spec, failures)
+
+
+def _report(spec: Mapping[str, Any], failures: Mapping[Fit, TedmError]) -> None:
     if failures:
         raise TedmError(
             "; ".join(f"{spec['method']}, n={n}, seed {seed}: {e}" for (n, seed), e in failures.items())
@@ -304,7 +371,7 @@ def _batches(prepared: PreparedSet, label: str) -> Iterator[list[int]]:
 
 
 def _write(
-    predictions: _Predictions, prepared: PreparedSet, dataset: str, fit: Fit, out: Path, made_from: str = ""
+    predictions: _Predictions, prepared: PreparedSet, dataset: str, fit: Fit, out: Path, made_from: str
 ) -> None:
     rows, (n, seed) = predictions.rows, fit
     height, width = prepared.image_shape[1:]
@@ -335,7 +402,22 @@ def _made_from(spec: Mapping[str, Any], head: Path, features: FeatureStore) -> s
     if not head.is_file():
         return None
     made_from = [FORMAT, digest_file(head), spec["method"], spec["readings"], features.attributes]
-    return digest_of([*made_from, *([spec["metrics"]] if spec.get("metrics") else [])])
+    return digest_of([*made_from, *_metrics(spec)])
+
+
+def _metrics(spec: Mapping[str, Any]) -> list[Any]:
+    """What a digest has of the measures beyond Dice: nothing where there are none."""
+    return [spec["metrics"]] if spec.get("metrics") else []
+
+
+def _stays(spec: Mapping[str, Any], dataset: str, fit: Fit, out: Path, made_from: str) -> bool:
+    """Whether scores of the same are there; if so, they are made no older than what they were made from."""
+    if _kept(out / dataset) != made_from:
+        return False
+    for suffix in (".csv", ".npz"):
+        os.utime(_with(out / dataset, suffix))
+    say(f"{spec['method']} n={fit[0]}: scored on {dataset} before")
+    return True
 
 
 def _kept(out: Path) -> str | None:
