@@ -1,6 +1,8 @@
 """The command line: one subcommand per stage; each only reads its arguments and calls the stage."""
 
+import atexit
 import enum
+import gc
 import json
 import os
 import re
@@ -546,6 +548,10 @@ def import_backbone(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and status 1, without a traceback."""
+    # Python would look for garbage in all that torch consists of, again and again while it is imported and
+    # once more at the end: a second of each job.
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)
     try:
         app()
     except TedmError as error:
