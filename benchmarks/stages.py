@@ -26,7 +26,7 @@ NEW_HEAD = {
     "type": "mlp",
     "combine": "share",
     "timesteps": [1, 10, 25],
-    "steps": 100,
+    "steps": 150,
     "learning_rate": 1e-3,
     "validate_every": 25,
 }

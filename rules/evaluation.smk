@@ -44,7 +44,7 @@ rule score_head:
         runtime=lambda w, threads, attempt: requests.score(
             EXPERIMENT, w.head, threads
         ).runtime(attempt),
-        fits=FITS,  # no parameter: one size or seed less runs nothing
+        fits=FITS,  # no parameter: the inputs say which there are
     params:
         spec=lambda w: canonical_json(score_spec(w.head)),
         heads=lambda w, input: directory_of(input.heads[0], 3),
@@ -115,7 +115,7 @@ rule score_supervised:
         runtime=lambda w, threads, attempt: requests.score_supervised(
             EXPERIMENT, w.baseline, threads, EXPERIMENT.gpus
         ).runtime(attempt),
-        fits=FITS,  # no parameter: one size or seed less runs nothing
+        fits=FITS,  # no parameter: the inputs say which there are
     params:
         spec=lambda w: canonical_json(score_supervised_spec(w.baseline)),
         baselines=lambda w, input: directory_of(input.digests[0], 3),

@@ -23,7 +23,7 @@ rule fit_head:
         "<benchmarks>/heads/{head}.tsv"
     conda:
         ENVIRONMENT
-    threads: min(8, len(TRAIN_SIZES) * len(SEEDS))
+    threads: lambda w: side_by_side(min(8, len(TRAIN_SIZES) * len(SEEDS)), len(EXPERIMENT.heads))
     resources:
         mem_mb=lambda w, threads, attempt: requests.fit(
             EXPERIMENT, w.head, threads

@@ -48,7 +48,7 @@ def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, dat
     heads = table[(table.dataset == dataset) & table.method.isin(list(EXPERIMENT.heads))]
     most = heads[heads.n_train == heads.n_train.max()]
     # Lungs lie where they lie: the constant mask is a strong rival, and so measured by its error.
-    assert (100 - most["mean"]).max() < (100 - 100 * constant) * 2 / 3
+    assert (100 - most["mean"]).max() < (100 - 100 * constant) * 3 / 4
 
 
 def test_the_loss_of_the_diffusion_model_falls() -> None:

@@ -33,7 +33,7 @@ DEMO = load("config.yaml")
         (requests.train(DEMO, "ddpm", 1, 0), 554, 165),
         (requests.extract(load("config.yaml", features__together=False), "ddpm", "jsrt", 1, 0), 392, 4),
         (requests.extract(DEMO, "ddpm", "jsrt", 1, 0), 405, 18),
-        (requests.fit(DEMO, "TEDM", 2), 888, 35),
+        (requests.fit(DEMO, "TEDM", 1), 888, 89),
         (requests.pretrain(DEMO, "global", 1, 0), 645, 88),
         (requests.pretrain(DEMO, "local", 1, 0), 452, 39),
         (requests.supervise(DEMO, "Supervised", 1, 0), 455, 28),
