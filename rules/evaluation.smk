@@ -100,7 +100,7 @@ rule score_supervised:
         "<benchmarks>/scores/{baseline}.tsv"
     conda:
         ENVIRONMENT
-    # On a GPU one after the other: only what is on the CPU can be forked.
+    # On a GPU the test sets take turns.
     threads:
         lambda w: (
             1

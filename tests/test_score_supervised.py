@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tedm import checkpoint, scoring, supervised
+from tedm import checkpoint, parallel, scoring, supervised
 from tedm.data import prepared
 from tedm.errors import TedmError
 from tedm.unet import UNet
@@ -87,6 +87,16 @@ def test_side_by_side_and_alone_give_the_same_bytes(place, monkeypatch):
     for fit in FITS:
         score(place, "alone", fits=[fit])
     assert files(place / "scores") == files(place / "beside") == files(place / "alone")
+    assert len(files(place / "scores")) == 2 * len(SETS) * len(FITS)
+
+
+def test_on_a_gpu_no_process_is_forked(place, monkeypatch):
+    load = supervised.load
+    monkeypatch.setattr(supervised, "load", lambda directory, device: load(directory, "cpu"))
+    monkeypatch.setattr(parallel, "_forked", lambda *_: pytest.fail("forked"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    spec = {"method": "Net", "datasets": list(SETS), "fits": FITS}
+    scoring.score_supervised(spec, place / "net", place / "data", place / "scores", 2, "cuda")
     assert len(files(place / "scores")) == 2 * len(SETS) * len(FITS)
 
 

@@ -118,13 +118,13 @@ def score_supervised(
         baselines: directory of the trained networks: n{n}/seed{seed}/.
         data: as in score_head.
         out: as in score_heads.
-        threads: test sets at once, on the CPU.
+        threads: test sets at once; on a GPU always one.
         device: that predicts.
 
     Raises:
         TedmError: after all, naming the test sets where something failed.
     """
-    from tedm import supervised  # noqa: F401 - torch, once for all processes that are forked
+    import torch  # here, once for all processes that are forked
 
     place = {(n, seed): f"n{n}/seed{seed}" for n, seed in spec["fits"]}
     tasks = {
@@ -139,7 +139,8 @@ def score_supervised(
         )
         for dataset in spec["datasets"]
     }
-    _all_scored(tasks, threads)
+    # What is on a GPU does not survive a fork.
+    _all_scored(tasks, threads if torch.device(device).type == "cpu" else 1)
 
 
 def _all_scored(tasks: Mapping[str, Task], threads: int) -> None:
