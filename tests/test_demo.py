@@ -38,17 +38,21 @@ def test_every_method_data_set_and_size_has_a_cell(table: pd.DataFrame) -> None:
 @pytest.mark.parametrize("dataset", EXPERIMENT.evaluation.test_on)
 def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, dataset: str) -> None:
     with PreparedSet(RESULTS / "data" / f"{EXPERIMENT.evaluation.train_on}.h5") as data:
-        share = data.masks(data.rows("train")).mean(axis=0)
+        covered = data.masks(data.rows("train")).mean(axis=0)
     with PreparedSet(RESULTS / "data" / f"{dataset}.h5") as data:
         truth = data.masks(data.rows("test")).astype(float)
     constant = max(
         float(np.mean([2 * (t * mask).sum() / (t.sum() + mask.sum()) for t in truth]))
-        for mask in (share > threshold for threshold in (0.1, 0.3, 0.5))
+        for mask in (covered > threshold for threshold in (0.1, 0.3, 0.5))
     )
-    heads = table[(table.dataset == dataset) & table.method.isin(list(EXPERIMENT.heads))]
-    most = heads[heads.n_train == heads.n_train.max()]
-    # Lungs lie where they lie: the constant mask is a strong rival, and so measured by its error.
-    assert (100 - most["mean"]).max() < (100 - 100 * constant) * 3 / 4
+    # Lungs lie where they lie: the constant mask is a strong rival, and so measured by its error. Elsewhere
+    # than where they learned, heads that concatenate timesteps do worse than others, as the study found.
+    abroad = dataset != EXPERIMENT.evaluation.train_on
+    for head, settings in EXPERIMENT.heads.items():
+        of_head = table[(table.dataset == dataset) & (table.method == head)]
+        error = 100 - of_head.loc[of_head.n_train.idxmax(), "mean"]
+        share = 3 / 4 if abroad and settings.settings.get("combine") == "concat" else 2 / 3
+        assert error < (100 - 100 * constant) * share, head
 
 
 def test_the_loss_of_the_diffusion_model_falls() -> None:

@@ -112,7 +112,7 @@ def pretrain(experiment: Experiment, pretraining: str, threads: int, gpus: int) 
 
 
 def supervise(experiment: Experiment, baseline: str, threads: int, gpus: int) -> Request:
-    """For training one supervised baseline, and for its predictions."""
+    """For training one supervised baseline, and for its predictions on validation images."""
     model = experiment.baselines[baseline]
     parameters = _parameters(model.width, model.multipliers)
     predicted = IMAGES_AT_ONCE * _forward_bytes(experiment, model.width)
