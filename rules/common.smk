@@ -219,9 +219,13 @@ def fit_spec(head):
 
 
 def pretraining_spec(pretraining):
+    chosen = EXPERIMENT.pretraining[pretraining]
     return {
         "name": pretraining,
-        "pretraining": EXPERIMENT.pretraining[pretraining].model_dump(),
+        "pretraining": {
+            **chosen.model_dump(),
+            "augment": ranges_of(chosen.data, chosen.augment),
+        },
         "seed": EXPERIMENT.seed,
     }
 
@@ -243,10 +247,20 @@ def pretrained_digest(baseline):
     return digest_of_pretraining(EXPERIMENT.baselines[baseline].pretrained)
 
 
+def ranges_of(dataset, own):
+    """How a stage changes training images of a data set, as JSON."""
+    ranges = EXPERIMENT.augmentation_of(dataset, own)
+    return ranges.model_dump() if hasattr(ranges, "model_dump") else ranges or False
+
+
 def supervised_spec(baseline, n, seed):
+    chosen = EXPERIMENT.baselines[baseline]
     return {
         "name": baseline,
-        "supervised": EXPERIMENT.baselines[baseline].model_dump(exclude={"label"}),
+        "supervised": {
+            **chosen.model_dump(exclude={"label"}),
+            "augment": ranges_of(TRAIN_ON, chosen.augment),
+        },
         "n": int(n),
         "seed": int(seed),
         "experiment_seed": EXPERIMENT.seed,

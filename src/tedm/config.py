@@ -216,6 +216,9 @@ Source = Annotated[
 ]
 
 
+VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)  # that are cut to slices
+
+
 class SplitConfig(Section):
     """Which image is train, val or test: a list, a column of a table, or numbers to draw."""
 
@@ -266,6 +269,30 @@ class ImageConfig(Section):
     size: int = Field(128, ge=8, le=4096)  # pixels; images are square
     channels: int = Field(1, ge=1, le=16)
     classes: list[str] = Field(["lungs"], min_length=1)  # names of the mask's classes
+
+
+# ── augmentation ────────────────────────────────────────────────────────────────────────────────
+
+
+class AugmentationConfig(Section):
+    """Random changes of training images; each is drawn uniformly from its range. 0: none of it.
+
+    The ranges were chosen on JSRT's validation images and phantoms (docs/results/xray64.md).
+    """
+
+    gamma: float = Field(0.5, ge=0, le=2)  # exponent of intensities in [0, 1], exp(±gamma)
+    contrast: float = Field(0.4, ge=0, le=2)  # factor around each channel's mean, exp(±contrast)
+    brightness: float = Field(0.15, ge=0, le=1)  # added to intensities in [0, 1], ±brightness
+    zoom: float = Field(0.2, ge=0, le=1)  # factor of the size, exp(±zoom)
+    rotation: float = Field(9.0, ge=0, le=180)  # degrees, ±rotation
+    shift: float = Field(0.06, ge=0, le=0.5)  # along each axis, share of the side, ±shift
+
+
+# Of slices of volumes. A gamma bends intensities around black, and 0 is no black where a modality was
+# standardised (BraTS) or calibrated (CT); contrast and brightness stay within what scanners differ by.
+VOLUME_AUGMENTATION = AugmentationConfig(gamma=0, contrast=0.2, brightness=0.05)
+
+Augmenting = AugmentationConfig | Literal["study"]  # study: crops, brightness, contrast [authors' code]
 
 
 # ── diffusion backbone ──────────────────────────────────────────────────────────────────────────
@@ -510,6 +537,7 @@ class PretrainingConfig(Section):
     validation: float = Field(0.1, gt=0, lt=1)  # share of them kept for the validation loss …
     validation_max: int = Field(512, ge=2)  # … but at most so many images
     temperature: float = Field(0.1, gt=0)  # τ of NT-Xent [Chen 2020, 2.1; Chaitanya 2020, 4]
+    augment: Literal[True] | Augmenting = True  # of both views of an image, as in SupervisedConfig
     training: OptimizerConfig = OptimizerConfig()  # 100,000 steps, as the diffusion model
 
 
@@ -549,7 +577,9 @@ class SupervisedConfig(Section):
     training: OptimizerConfig = OptimizerConfig(steps=20_000, batch_size=4)
     learning_rates: list[PositiveFloat] | None = Field(None, min_length=1)
     # tried one by one, of which the lowest validation loss decides; absent: training.learning_rate alone
-    augment: bool = True  # random crop, brightness, contrast
+    augment: bool | Augmenting = True
+    # true: the experiment's augmentation; study: crops, brightness and contrast as in the authors' code; or
+    # ranges that differ from the experiment's
 
 
 # ── evaluation ──────────────────────────────────────────────────────────────────────────────────
@@ -578,6 +608,8 @@ class Experiment(Section):
     data_root: str = "."  # relative paths of data start here
     gpus: int = Field(0, ge=0)  # GPUs that a training or extraction job asks the scheduler for
     image: ImageConfig = ImageConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    # of views, baselines and contrastive stages; ranges that are not given: narrower for volumes
     datasets: dict[Name, DatasetConfig] = Field(min_length=1)
     backbones: dict[Name, BackboneConfig] = Field(min_length=1)
     features: FeaturesConfig = FeaturesConfig()
@@ -592,6 +624,27 @@ class Experiment(Section):
         """Names of the data sets that are drawn, not measured."""
         drawn = (PhantomSource, BrainSource)
         return [name for name, dataset in self.datasets.items() if isinstance(dataset.source, drawn)]
+
+    def augmentation_of(self, dataset: str, own: bool | Augmenting = True) -> Augmenting | None:
+        """How training images of a data set are changed: its kind's ranges, the experiment's, own ones.
+
+        Args:
+            dataset: name of the data set.
+            own: what a stage states: true or ranges that replace some of the experiment's, `study`, or
+                false.
+
+        Returns:
+            None where nothing is changed.
+        """
+        if own is False or own == "study":
+            return own or None
+        volumes = isinstance(self.datasets[dataset].source, VOLUMES)
+        stated = [VOLUME_AUGMENTATION if volumes else AugmentationConfig(), self.augmentation]
+        stated += [own] if isinstance(own, AugmentationConfig) else []
+        ranges: dict[str, Any] = {}
+        for section in stated:
+            ranges |= section.model_dump(exclude_unset=True)
+        return AugmentationConfig.model_validate(ranges)
 
     def backbone_of(self, head: str) -> str:
         """Name of the backbone whose features a head reads."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tedm import checkpoint, files, pretrained
-from tedm.augmentation import augment
-from tedm.config import SupervisedConfig
+from tedm.augmentation import draw
+from tedm.config import AugmentationConfig, SupervisedConfig
 from tedm.data.prepared import PreparedSet
 from tedm.errors import DivergedError, TedmError
 from tedm.progress import say
@@ -97,6 +97,9 @@ class _Run:
         self.val_images, self.val_labels = _read(prepared, prepared.rows("val"), device)
         self.shape, self.digest = prepared.image_shape, prepared.digest
         self.outputs = 1 if len(prepared.classes) == 1 else len(prepared.classes) + 1
+        # Where no experiment stands behind it, true is our own ranges.
+        self.ranges = AugmentationConfig() if settings.augment is True else settings.augment or None
+        self.augment = self.ranges if isinstance(self.ranges, str | None) else self.ranges.model_dump()
         self.rates = settings.learning_rates or [settings.training.learning_rate]
         if len(self.rates) > 1 and not len(self.val_images):
             raise TedmError(
@@ -144,7 +147,7 @@ class _Run:
         training = {
             **self.settings.training.model_dump(mode="json"),
             "learning_rate": rate,
-            "augment": self.settings.augment,
+            "augment": self.augment,
             "seed": self.seed,
             "n": self.n,
             "best_step": record.best_step,
@@ -182,8 +185,10 @@ class _Run:
             size, parts = optimizer.batch_size, optimizer.accumulate
             places = torch.from_numpy(epochs.batch(step)).to(self.device)
             x, y = self.images[places], self.labels[places]
-            if settings.augment:
-                x, y = augment(x, y, generator(self.seed, "augment", step))
+            if self.ranges is not None:
+                random = generator(self.seed, "augment", step)
+                view = draw(random, len(x), self.shape[1:], self.ranges, self.device)
+                x, y = view.images(x), view.masks(y)
             mine = slice(micro * size // parts, (micro + 1) * size // parts)
             return _losses(network, x[mine], y[mine]).mean()
 
@@ -198,7 +203,7 @@ class _Run:
                 "seed": self.seed,
                 "data": self.digest,
                 "n": self.n,
-                "augment": settings.augment,
+                "augment": self.augment,
                 "start": None if self.start is None else [self.start.digest, settings.freeze_until],
             },
             validate=(lambda: self.validation_loss(network)) if len(self.val_images) else None,

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tedm import checkpoint, distributed, pretrained, seeds
-from tedm.config import GlobalCLConfig, LocalCLConfig
-from tedm.contrastive import views
+from tedm.augmentation import View, draw
+from tedm.config import AugmentationConfig, Augmenting, GlobalCLConfig, LocalCLConfig
+from tedm.contrastive import regions
 from tedm.contrastive.heads import GlobalNetwork, LocalNetwork
 from tedm.contrastive.losses import nt_xent
 from tedm.data.prepared import PreparedSet
@@ -78,10 +79,14 @@ class Pretraining(UnlabelledTraining[S]):
     learner: GlobalNetwork | LocalNetwork
     start: str | None = None  # digest of what it starts from
 
+    @property
+    def ranges(self) -> Augmenting:
+        """How the two views of an image may differ."""
+        augment = self.settings.augment
+        return AugmentationConfig() if isinstance(augment, bool) else augment
+
     @abstractmethod
-    def batch_loss(
-        self, images: Tensor, pair: tuple[views.View, views.View], places: npt.NDArray[np.int64]
-    ) -> Tensor:
+    def batch_loss(self, images: Tensor, pair: tuple[View, View], places: npt.NDArray[np.int64]) -> Tensor:
         """Loss of a whole batch, with images that are told apart by their places."""
 
     @property
@@ -106,16 +111,18 @@ class Pretraining(UnlabelledTraining[S]):
         """Parts of the network that another one may start from."""
         return list(self.learner.learnt)
 
-    def draw_pair(self, count: int, *names: str | int) -> tuple[views.View, views.View]:
+    def draw_pair(self, count: int, *names: str | int) -> tuple[View, View]:
         """Two views of so many images, always the same under the same names."""
         random = seeds.generator(self.seed, self.settings.type, "views", *names)
         _, height, width = self.data.image_shape
-        first, second = (views.draw(random, count, height, width, self.device) for _ in range(2))
+        first, second = (draw(random, count, (height, width), self.ranges, self.device) for _ in range(2))
         return first, second
 
-    def embed(self, images: Tensor, pair: tuple[views.View, views.View]) -> tuple[Tensor, Tensor]:
+    def embed(self, images: Tensor, pair: tuple[View, View]) -> tuple[Tensor, Tensor]:
         """What the network makes of both views, (N, …) each."""
-        first, second = self.learner(torch.cat([view.of(images) for view in pair])).chunk(2)
+        first, second = self.learner(
+            torch.cat([view.images(images).contiguous(memory_format=torch.channels_last) for view in pair])
+        ).chunk(2)
         return first, second
 
     def validation_loss(self) -> float:
@@ -191,9 +198,7 @@ class GlobalPretraining(Pretraining[GlobalCLConfig]):
         value = self._contrast(both[:, 0], both[:, 1], places)
         return value * parts - value.detach() * (parts - 1)  # `train` takes the mean over micro-batches
 
-    def batch_loss(
-        self, images: Tensor, pair: tuple[views.View, views.View], places: npt.NDArray[np.int64]
-    ) -> Tensor:
+    def batch_loss(self, images: Tensor, pair: tuple[View, View], places: npt.NDArray[np.int64]) -> Tensor:
         return self._contrast(*self.embed(images, pair), places)
 
     def _contrast(self, first: Tensor, second: Tensor, places: npt.NDArray[np.int64]) -> Tensor:
@@ -202,13 +207,11 @@ class GlobalPretraining(Pretraining[GlobalCLConfig]):
         return nt_xent(first, second, self.settings.temperature, different)
 
     def _embed_part(
-        self, places: npt.NDArray[np.int64], pair: tuple[views.View, views.View], mine: slice
+        self, places: npt.NDArray[np.int64], pair: tuple[View, View], mine: slice
     ) -> tuple[Tensor, Tensor]:
         return self.embed(self.images.batch(places[mine]), (pair[0][mine], pair[1][mine]))
 
-    def _embeddings(
-        self, step: int, places: npt.NDArray[np.int64], pair: tuple[views.View, views.View]
-    ) -> Tensor:
+    def _embeddings(self, step: int, places: npt.NDArray[np.int64], pair: tuple[View, View]) -> Tensor:
         """Embeddings of the whole batch, (N, 2, D), from all processes and without gradient."""
         if self.everyone is None or self.everyone[0] != step:
             rank, world = processes()
@@ -266,7 +269,7 @@ class LocalPretraining(Pretraining[LocalCLConfig]):
         self.start, self.before = before.digest, before
         _, height, width = data.image_shape
         shape = module.network.layer_shapes(height, width)[f"up{settings.levels - 1}"]
-        self.cell = (height / shape.height, width / shape.width)
+        self.cell = (1 / shape.height, 1 / shape.width)
         # Two crops of three quarters share half of every side.
         if 2 * settings.side > min(shape.height, shape.width):
             raise TedmError(
@@ -284,22 +287,20 @@ class LocalPretraining(Pretraining[LocalCLConfig]):
         places, mine = self.epochs.batch(step), self.part(micro)
         self.prefetch(step + 1, micro)
         pair = self.draw_pair(len(places), step)
-        regions = self._draw_regions(pair, step)
+        drawn = self._draw_regions(pair, step)
         images = self.images.batch(places[mine])
-        return self._contrast(images, (pair[0][mine], pair[1][mine]), regions[mine])
+        return self._contrast(images, (pair[0][mine], pair[1][mine]), drawn[mine])
 
-    def batch_loss(
-        self, images: Tensor, pair: tuple[views.View, views.View], places: npt.NDArray[np.int64]
-    ) -> Tensor:
+    def batch_loss(self, images: Tensor, pair: tuple[View, View], places: npt.NDArray[np.int64]) -> Tensor:
         return self._contrast(images, pair, self._draw_regions(pair, "validation", int(places[0])))
 
-    def _draw_regions(self, pair: tuple[views.View, views.View], *names: str | int) -> Tensor:
+    def _draw_regions(self, pair: tuple[View, View], *names: str | int) -> Tensor:
         random = seeds.generator(self.seed, self.settings.type, "regions", *names)
-        return views.draw_regions(random, *pair, self.settings.regions, self.settings.side, self.cell)
+        return regions.draw_regions(random, *pair, self.settings.regions, self.settings.side, self.cell)
 
-    def _contrast(self, images: Tensor, pair: tuple[views.View, views.View], regions: Tensor) -> Tensor:
+    def _contrast(self, images: Tensor, pair: tuple[View, View], places: Tensor) -> Tensor:
         first, second = (
-            views.sample(maps, view, regions)
+            regions.sample(maps, view, places)
             for maps, view in zip(self.embed(images, pair), pair, strict=True)
         )
         # Regions that overlap are contrasted, too, as published; docs/baselines.md has what that does.
