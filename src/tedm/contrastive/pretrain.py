@@ -120,9 +120,8 @@ class Pretraining(UnlabelledTraining[S]):
 
     def embed(self, images: Tensor, pair: tuple[View, View]) -> tuple[Tensor, Tensor]:
         """What the network makes of both views, (N, …) each."""
-        first, second = self.learner(
-            torch.cat([view.images(images).contiguous(memory_format=torch.channels_last) for view in pair])
-        ).chunk(2)
+        seen = torch.cat([view.images(images) for view in pair])
+        first, second = self.learner(seen.contiguous(memory_format=torch.channels_last)).chunk(2)
         return first, second
 
     def validation_loss(self) -> float:
