@@ -33,6 +33,7 @@ wildcard_constraints:
     head=one_of(EXPERIMENT.heads),
     baseline=one_of(EXPERIMENT.baselines),
     timestep=r"\d+",
+    views=r"[1-9]\d*",
     n=r"\d+",
     seed=r"\d+",
 

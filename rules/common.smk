@@ -13,6 +13,7 @@ from tedm.data.splits import shipped
 from tedm.devices import driver_here
 from tedm.digests import canonical_json
 from tedm.errors import TedmError
+from tedm.features.adopt import adopt_planned, recipe_of
 from tedm.report import study
 from tedm.running import RunLock
 
@@ -62,8 +63,6 @@ if (
 
 # In the jobs of a cluster not again: they run what was planned.
 if EXPERIMENT.features.location and workflow.is_main_process:
-    from tedm.features.adopt import adopt_planned
-
     for store, timesteps in adopt_planned(EXPERIMENT).items():
         listed = ", ".join(map(str, timesteps))
         print(f"{store}: timesteps {listed} are there already", file=sys.stderr)
@@ -124,6 +123,15 @@ def manifests_of(head, datasets):
         f"{RESULTS}/features/{backbone}/{dataset}.t{timestep:04d}.json"
         for dataset in datasets
         for timestep in sorted(EXPERIMENT.heads[head].timesteps)
+    ]
+
+
+def view_manifests_of(head):
+    """The manifests that say that all views a head learns from are there."""
+    views = EXPERIMENT.heads[head].views
+    return [
+        manifest.replace(".json", f".views{views}.json")
+        for manifest in (manifests_of(head, [TRAIN_ON]) if views else [])
     ]
 
 
@@ -200,15 +208,24 @@ def store_for(manifest, dataset):
 
 def extract_spec(w):
     return {
-        "features": EXPERIMENT.features.model_dump(exclude={"location", "together"}),
+        "features": EXPERIMENT.features.model_dump(
+            exclude={"location", "together", "view_subjects"}
+        ),
         **({} if TOGETHER else {"timestep": int(w.timestep)}),
         "seed": EXPERIMENT.seed,
     }
 
 
+def views_spec(w):
+    return {**extract_spec(w), "recipe": recipe_of(EXPERIMENT).stated}
+
+
 def fit_spec(head):
     chosen = EXPERIMENT.heads[head]
+    # Absent where there are none: such heads are what they were before there were views.
+    views = {"views": chosen.views, "recipe": recipe_of(EXPERIMENT).digest}
     return {
+        **(views if chosen.views else {}),
         "name": head,
         "type": chosen.type,
         "settings": chosen.settings,

@@ -7,6 +7,7 @@ rule fit_head:
         data=ancient(data_of([TRAIN_ON])),
         summary=f"{RESULTS}/data/{TRAIN_ON}.json",
         manifests=lambda w: manifests_of(w.head, [TRAIN_ON]),
+        views=lambda w: view_manifests_of(w.head),
         digest=lambda w: f"{RESULTS}/backbones/{EXPERIMENT.backbone_of(w.head)}/digest.json",
     output:
         # What is there stays until the job has looked at it: a new size or seed is fitted alone.

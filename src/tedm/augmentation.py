@@ -89,7 +89,7 @@ class View:
             The same of the view, (N, …, 2); outside 0 … 1 where the view does not show them.
         """
         flat = (2 * places.flip(-1) - 1).flatten(1, -2) - self.maps[:, None, :, 2]
-        found = torch.linalg.solve(self.maps[:, :, :2], flat.mT).mT
+        found: Tensor = torch.linalg.solve(self.maps[:, :, :2], flat.mT).mT
         return ((found.flip(-1) + 1) / 2).view(places.shape)
 
     def corners(self) -> Tensor:

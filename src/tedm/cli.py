@@ -143,15 +143,24 @@ def extract(
     timesteps: Annotated[
         str, typer.Option(help="One after the other, as in `1 10 25`; absent: the one of --spec.")
     ] = "",
+    views: Annotated[
+        int,
+        typer.Option(
+            help="Augmented views of the first training subjects; 0: every image as it is.", min=0
+        ),
+    ] = 0,
     threads: Threads = 1,
 ) -> None:
     """Run the backbone over a data set and keep its activations, by timestep; torchrun deals images out."""
     settings = _settings(spec)
     from tedm.features.adopt import adopt, backbone_digest, shared_store
+    from tedm.features.job import Views
+    from tedm.features.store import Recipe
     from tedm.progress import say
 
     features = config.FeaturesConfig.model_validate(settings["features"])
     seed, digest = settings["seed"], backbone_digest(backbone)
+    wanted = Views.first(Recipe.of(settings["recipe"]), views) if views else None
     asked = _timesteps(timesteps) if timesteps else [settings["timestep"]]
     if len(asked) > 1 and "{timestep}" not in manifest.name:
         raise TedmError(
@@ -165,8 +174,9 @@ def extract(
     if digest is not None:
         if store.endswith("/"):
             store = shared_store(store, backbone.name, digest, data, features, seed)
-        for timestep in adopt(store, digest, data, features, seed, manifests):
-            say(f"{store}: t{timestep:04d} is there already; nothing to compute")
+        what = f", {views} views," if views else ""
+        for timestep in adopt(store, digest, data, features, seed, manifests, views=wanted):
+            say(f"{store}: t{timestep:04d}{what} is there already; nothing to compute")
             del manifests[timestep]
         if not manifests:
             return
@@ -178,7 +188,18 @@ def extract(
     # Its type was named in the experiment.
     model = backbones.load(backbone, device=device, allow_imports=True)
     for timestep, written in manifests.items():
-        run(model, data, store, written, timestep, features, seed, block=block, devices=[str(device)])
+        run(
+            model,
+            data,
+            store,
+            written,
+            timestep,
+            features,
+            seed,
+            views=wanted,
+            block=block,
+            devices=[str(device)],
+        )
 
 
 @app.command()

@@ -426,7 +426,8 @@ class FeaturesConfig(Section):
     dtype: Literal["float16", "float32"] = "float16"
     keep_bits: int | None = Field(None, ge=1, le=23)  # mantissa bits kept by rounding; absent: all
     codec: Literal["none", "zstd", "lz4"] = "none"  # lz4: Blosc's, with bit shuffling; smallest
-    draws: int = Field(1, ge=1)  # noise draws per image and timestep
+    view_subjects: int = Field(12, ge=1)
+    # the first so many training subjects have views, where a head reads some (heads.….views)
     shared_noise: bool = False  # one noise for all images, instead of one for each
     input_range: Literal["trained", "official"] = "trained"
     # trained: [-1, 1], as the network saw in training; official: [0, 1], as the authors' code feeds
@@ -459,6 +460,9 @@ class HeadConfig(BaseModel):
     backbone: Name | None = None  # absent: the only one
     timesteps: list[int] = Field(default=STUDY_TIMESTEPS, min_length=1)
     layers: list[str] | None = Field(None, min_length=1)  # absent: all that the store keeps
+    views: int = Field(0, ge=0)
+    # augmented views of each labelled image that it learns from, beside the image as it is; 0: none, as in
+    # the study
     readings: dict[str, list[int]] = {}  # further methods: the same head, read at these timesteps only
 
     @property

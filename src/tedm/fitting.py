@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tedm.data.prepared import PreparedSet
 from tedm.errors import TedmError
 from tedm.features.reader import FeatureStore
 from tedm.features.shared import SharedFeatures
+from tedm.features.viewed import ViewedFeatures
 from tedm.files import only_one, read_json, whole
 from tedm.heads import base
 from tedm.parallel import side_by_side
@@ -44,11 +47,12 @@ def fit_heads(
     fits = sorted(((n, seed) for n, seed in spec["fits"]), key=lambda fit: (-fit[0], fit[1]))
     # Held by the forked processes, too: where this one is killed, the next one waits for them.
     with only_one(out, f"the heads {spec['name']}"), PreparedSet(data) as prepared:
-        features = SharedFeatures(_open(store, digest, prepared), MEMORY)
-        inputs = _Inputs(prepared, features, digest, fits[0][0], MEMORY // threads)
+        viewed = _open(spec, store, digest, prepared)
+        features = SharedFeatures(viewed, MEMORY)
+        inputs = _Inputs(prepared, viewed, features, digest, fits[0][0], MEMORY // threads)
         # A mistake in the settings is said before anything is read.
         base.create(spec["type"], spec["settings"], spec["timesteps"], spec["layers"]).check_settings()
-        _read_once(features, [*prepared.rows("val"), *prepared.training_rows(fits[0][0])], spec)
+        _read_once(features, [*prepared.rows("val"), *inputs.rows(fits[0][0])], spec)
         heads = {(n, seed): out / f"n{n}" / f"seed{seed}" / "head.safetensors" for n, seed in fits}
         tasks = {
             f"{spec['name']}, n={n}, seed {seed}": partial(
@@ -71,15 +75,15 @@ def fit_head(spec: Mapping[str, Any], data: Path, store: str, digest: Path, out:
 
     Args:
         spec: name, type, settings, timesteps, layers (None: all that the store keeps), n, seed and
-            experiment_seed.
+            experiment_seed; views (absent: 0) and the digest of their recipe.
         data: prepared data set with the splits train and val.
         store: features of that data set.
         digest: digest.json of the backbone; features of another one are refused.
         out: head to write; resumable state lies beside it until then.
     """
     with PreparedSet(data) as prepared:
-        features = _open(store, digest, prepared)
-        _fit(spec, _Inputs(prepared, features, digest, spec["n"], MEMORY), out)
+        features = _open(spec, store, digest, prepared)
+        _fit(spec, _Inputs(prepared, features, features, digest, spec["n"], MEMORY), out)
     _forget(out)
 
 
@@ -87,18 +91,37 @@ class _Inputs:
     """What the fits of a job have in common, in memory: an open HDF5 file does not survive a fork."""
 
     def __init__(
-        self, prepared: PreparedSet, features: base.FeatureSource, digest: Path, largest: int, memory: int
+        self,
+        prepared: PreparedSet,
+        viewed: ViewedFeatures,
+        features: base.FeatureSource,
+        digest: Path,
+        largest: int,
+        memory: int,
     ) -> None:
-        self.prepared, self.features, self.memory = prepared, features, memory
+        self.prepared, self.viewed, self.features, self.memory = prepared, viewed, features, memory
         self.backbone_digest: str = read_json(digest)["digest"]
-        self.masks = prepared.masks(prepared.training_rows(largest))
+        rows = self.rows(largest)
+        self._masks = dict(zip(rows, viewed.masks(prepared, rows), strict=True))
         self.val_masks = prepared.masks(prepared.rows("val"))
 
+    def rows(self, n: int) -> list[int]:
+        """Rows of the features of the first n subjects, views included."""
+        return self.viewed.rows_of(self.prepared.training_rows(n))
 
-def _open(store: str, digest: Path, prepared: PreparedSet) -> FeatureStore:
-    return FeatureStore.open(
-        store, backbone_digest=read_json(digest)["digest"], data_digest=prepared.digest
+    def masks(self, rows: Sequence[int]) -> np.ndarray:
+        """Masks of these rows."""
+        return np.stack([self._masks[row] for row in rows])
+
+
+def _open(spec: Mapping[str, Any], store: str, digest: Path, prepared: PreparedSet) -> ViewedFeatures:
+    features = FeatureStore.open(
+        store,
+        backbone_digest=read_json(digest)["digest"],
+        data_digest=prepared.digest,
+        recipe=spec.get("recipe"),
     )
+    return ViewedFeatures(features, spec.get("views", 0))
 
 
 def _read_once(features: SharedFeatures, rows: Sequence[int], spec: Mapping[str, Any]) -> None:
@@ -115,7 +138,7 @@ def _read_once(features: SharedFeatures, rows: Sequence[int], spec: Mapping[str,
 
 def _fit(spec: Mapping[str, Any], inputs: _Inputs, out: Path) -> None:
     prepared = inputs.prepared
-    rows, val_rows = prepared.training_rows(spec["n"]), prepared.rows("val")
+    rows, val_rows = inputs.rows(spec["n"]), prepared.rows("val")
     head = base.create(
         spec["type"],
         spec["settings"],
@@ -124,12 +147,12 @@ def _fit(spec: Mapping[str, Any], inputs: _Inputs, out: Path) -> None:
         seed=seed_of(spec["experiment_seed"], "head", spec["name"], spec["n"], spec["seed"]),
     )
     head.label, head.memory = spec["name"], inputs.memory
-    masks = inputs.masks[: len(rows)]
+    masks = inputs.masks(rows)
     head.examine(inputs.features, masks, rows, val_rows, inputs.val_masks)
     asked = (head.digest, inputs.backbone_digest, tuple(prepared.classes))
     if _kept(out) == asked:
         os.utime(out)  # Snakemake would take one that is older than its input for stale
-        say(f"{head.label}, n={len(rows)}: fitted before, in {out}")
+        say(f"{head.label}, n={spec['n']}: fitted before, in {out}")
         return
     state = _state(out)
     finished = state / out.name
@@ -140,7 +163,7 @@ def _fit(spec: Mapping[str, Any], inputs: _Inputs, out: Path) -> None:
     # Snakemake deletes what a failed job wrote, also the heads that were fitted: they stay in the state.
     with whole(out) as partial_file:
         shutil.copyfile(finished, partial_file)
-    say(f"{head.label}, n={len(rows)}: fitted, in {out}")
+    say(f"{head.label}, n={spec['n']}: fitted, in {out}")
 
 
 def _kept(path: Path) -> tuple[str, str, tuple[str, ...]] | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tedm.config import DDPMConfig, Experiment, GlobalCLConfig, OptimizerConfig, PhantomSource
+from tedm.config import VOLUMES, DDPMConfig, Experiment, GlobalCLConfig, OptimizerConfig, PhantomSource
 
 PARAMETERS = 36.2e6  # of the study's UNet: width 64, multipliers 1, 2, 4, 8
 STUDY_SECONDS = 2.24  # of one core: forward and backward pass of one image of 128 × 128 through it
@@ -30,6 +30,7 @@ VIEWS_KEPT = (
     0.9  # activations of both views of an image in a contrastive stage, of those of the whole network
 )
 VIEWS_SECONDS = 0.7  # likewise, the time of a step
+SLICES = 100  # of a volume, in training
 IMAGES_AT_ONCE = 16  # that a head or baseline predicts
 
 
@@ -137,11 +138,28 @@ def score_supervised(experiment: Experiment, baseline: str, threads: int, gpus: 
 
 def extract(experiment: Experiment, backbone: str, dataset: str, threads: int, gpus: int) -> Request:
     """For extracting one timestep of a data set, or all together, in one process for each GPU."""
+    return _extract(experiment, backbone, images_in(experiment, dataset), threads, gpus)
+
+
+def extract_views(experiment: Experiment, backbone: str, views: int, threads: int, gpus: int) -> Request:
+    """Likewise, so many views of the first training subjects."""
+    return _extract(experiment, backbone, views * images_with_views(experiment), threads, gpus)
+
+
+def images_with_views(experiment: Experiment) -> int:
+    """Images of the training set that have views; FileNotFoundError as in `images_in`."""
+    name = experiment.evaluation.train_on
+    source, most = experiment.datasets[name].source, experiment.features.view_subjects
+    slices = SLICES if isinstance(source, VOLUMES) else 1
+    return min(images_in(experiment, name), most * slices)
+
+
+def _extract(experiment: Experiment, backbone: str, images: int, threads: int, gpus: int) -> Request:
     width, features = _width(experiment, backbone), experiment.features
     model = experiment.backbones[backbone]
     parameters = _parameters(width, model.multipliers if isinstance(model, DDPMConfig) else (1, 2, 4, 8))
-    shard = features.images_per_shard * _feature_bytes(experiment, backbone)
-    passes = images_in(experiment, dataset) * features.draws * (len(experiment.timesteps_together()) or 1)
+    shard = features.images_per_shard * feature_bytes(experiment, backbone)
+    passes = images * (len(experiment.timesteps_together()) or 1)
     return Request(
         _in_processes(
             gpus, 4 * parameters + features.batch_size * _forward_bytes(experiment, width) + 2 * shard
@@ -153,11 +171,14 @@ def extract(experiment: Experiment, backbone: str, dataset: str, threads: int, g
 def fit(experiment: Experiment, head: str, threads: int) -> Request:
     """For fitting a head for all training sizes and seeds, so many at once."""
     chosen, asked = experiment.heads[head], experiment.evaluation
-    features = _feature_bytes(experiment, experiment.backbone_of(head)) * len(chosen.timesteps)
-    kept = min(FEATURES_IN_MEMORY, images_in(experiment, asked.train_on) * features)
+    features = feature_bytes(experiment, experiment.backbone_of(head)) * len(chosen.timesteps)
+    images = images_in(experiment, asked.train_on)
+    if chosen.views:
+        images += chosen.views * images_with_views(experiment)
+    kept = min(FEATURES_IN_MEMORY, images * features)
     fits = len(asked.train_sizes) * len(asked.seeds)
     size = _pixels(experiment) / 128**2 * len(chosen.timesteps)
-    seconds = CLOSED_SECONDS * size  # of one fit
+    seconds = CLOSED_SECONDS * size * (1 + chosen.views)  # of one fit
     if "steps" in chosen.settings:
         width = _width(experiment, experiment.backbone_of(head)) / 64
         seen = chosen.settings["steps"] * chosen.settings.get("batch_size", IMAGES_AT_ONCE)
@@ -172,7 +193,7 @@ def fit(experiment: Experiment, head: str, threads: int) -> Request:
 def score(experiment: Experiment, head: str, threads: int) -> Request:
     """For scoring a head of all training sizes and seeds on every test set, so many sets at once."""
     chosen, asked = experiment.heads[head], experiment.evaluation
-    features = _feature_bytes(experiment, experiment.backbone_of(head)) * len(chosen.timesteps)
+    features = feature_bytes(experiment, experiment.backbone_of(head)) * len(chosen.timesteps)
     images = sum(images_in(experiment, dataset) for dataset in asked.test_on)
     fits = len(asked.train_sizes) * len(asked.seeds)
     seconds = 0.02 * len(chosen.timesteps) * _pixels(experiment) / 128**2  # of an image
@@ -200,7 +221,7 @@ def _parameters(width: int, multipliers: Sequence[int]) -> float:
     return PARAMETERS * (width / 64) * (width / 64) * sum(m * m for m in multipliers) / 85
 
 
-def _feature_bytes(experiment: Experiment, backbone: str) -> float:
+def feature_bytes(experiment: Experiment, backbone: str) -> float:
     """Of one image at one timestep, as it is stored."""
     size = 2 if experiment.features.dtype == "float16" else 4
     return VALUES_PER_PIXEL * _width(experiment, backbone) * _pixels(experiment) * size

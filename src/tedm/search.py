@@ -17,8 +17,10 @@ from tedm.config import Experiment
 from tedm.data.prepared import PreparedSet
 from tedm.digests import digest_of
 from tedm.errors import TedmError
+from tedm.features.adopt import recipe_of
 from tedm.features.reader import FeatureStore
 from tedm.features.shared import SharedFeatures
+from tedm.features.viewed import ViewedFeatures
 from tedm.files import only_one, read_json, write_json, write_text
 from tedm.heads import base
 from tedm.progress import say
@@ -183,9 +185,11 @@ def search_timesteps(
             results / "features" / backbone / f"{train_on}.zarr",
             backbone_digest=digest,
             data_digest=prepared.digest,
+            recipe=recipe_of(experiment).digest if head.views else None,
         )
+        features = ViewedFeatures(store, head.views)
         layers = head.layers or list(store.layer_shapes)
-        steps = _candidates(store, layers, candidates)
+        steps = _candidates(features, layers, candidates)
         fitting = _Fitting(
             experiment,
             f"{name}-found",
@@ -196,7 +200,7 @@ def search_timesteps(
             seed,
             out / "state",
             prepared,
-            store,
+            features,
         )
         reuse = fitting.voting and not refit
         least = 1 if reuse else len(steps)
@@ -255,19 +259,28 @@ class _Fitting:
         seed: int,
         state: Path,
         prepared: PreparedSet,
-        store: FeatureStore,
+        features: ViewedFeatures,
     ) -> None:
         self.kind, self.settings, self.layers, self.state, self.name = kind, settings, layers, state, name
         # That of the workflow's own fit of the head which is found: it is then the same one.
         self.seed = seed_of(experiment.seed, "head", name, n, seed)
-        self.features = SharedFeatures(store, MEMORY)
-        self.rows, self.val_rows = prepared.training_rows(n), prepared.rows("val")
-        self.masks, self.val_masks = prepared.masks(self.rows), prepared.masks(self.val_rows)
+        self.features = SharedFeatures(features, MEMORY)
+        self.rows, self.val_rows = features.rows_of(prepared.training_rows(n)), prepared.rows("val")
+        self.masks, self.val_masks = features.masks(prepared, self.rows), prepared.masks(self.val_rows)
         self.subjects = [prepared.subjects[row] for row in self.val_rows]
         self.classes = prepared.classes
-        self.voting = self._head(store.timesteps[:1]).voting
+        self.voting = self._head(features.timesteps[:1]).voting
         self.identity = digest_of(
-            [kind, settings, list(layers), self.seed, n, prepared.digest, store.attributes]
+            [
+                kind,
+                settings,
+                list(layers),
+                self.seed,
+                n,
+                prepared.digest,
+                features.attributes,
+                features.count,
+            ]
         )
         self.known: dict[str, float] = {}
         if (state / "scores.json").exists():
@@ -307,8 +320,10 @@ class _Fitting:
         return head
 
 
-def _candidates(store: FeatureStore, layers: Sequence[str], asked: Sequence[int]) -> list[int]:
-    """The timesteps to choose from, ascending; each has all layers."""
+def _candidates(store: ViewedFeatures, layers: Sequence[str], asked: Sequence[int]) -> list[int]:
+    """The timesteps to choose from, ascending; each has all layers, and views where they are read."""
+    if store.count and not asked:
+        asked = [t for t in store.timesteps if all(store.why_absent(t, layer) is None for layer in layers)]
     for layer in layers:
         for timestep in asked or store.timesteps:
             reason = store.why_absent(timestep, layer)
@@ -316,7 +331,7 @@ def _candidates(store: FeatureStore, layers: Sequence[str], asked: Sequence[int]
                 raise TedmError(reason)
     steps = sorted(set(asked or store.timesteps))
     if not steps:
-        raise TedmError(f"{store.path}: has no complete timestep; extract the features first")
+        raise TedmError(f"{store.store.path}: has no complete timestep; extract the features first")
     return steps
 
 

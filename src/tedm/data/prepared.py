@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from tedm.data.splits import SPLITS, enumerated
+from tedm.data.splits import SPLITS, enumerated, first_subjects
 from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.files import whole
@@ -282,7 +282,7 @@ class PreparedSet:
             TedmError: n is 0, or the split has fewer than n subjects.
         """
         rows = self.rows("train")
-        subjects = list(dict.fromkeys(self.subjects[row] for row in rows))
+        subjects = {self.subjects[row] for row in rows}
         if not 1 <= n <= len(subjects):
             what = "images" if len(subjects) == len(rows) else "subjects"
             lost = self.missing.get("train", 0)
@@ -291,9 +291,7 @@ class PreparedSet:
                 f"{self.label}: evaluation.train_sizes asks for {n} training {what}, but the split train"
                 f" has {len(subjects)}{without}; choose a size from 1 to that, or enlarge the split"
             )
-        place = {subject: rank for rank, subject in enumerate(subjects[:n])}
-        chosen = [row for row in rows if self.subjects[row] in place]
-        return sorted(chosen, key=lambda row: place[self.subjects[row]])
+        return first_subjects(self.splits, self.subjects, n)
 
     def images(self, rows: Sequence[int] | npt.NDArray[np.integer] | range) -> Images:
         """Images of any rows in any order, float32 in [0, 1], (n, C, H, W)."""

@@ -251,3 +251,12 @@ def _parse(text: str, where: str) -> dict[str, str]:
     if not listed:
         raise TedmError(f"{where}: has no rows")
     return listed
+
+
+def first_subjects(splits: Sequence[str], subjects: Sequence[str], n: int) -> list[int]:
+    """Rows of the first n subjects of the split train, subject by subject; of all where there are fewer."""
+    rows = [row for row, split in enumerate(splits) if split == "train"]
+    place: dict[str, int] = {}
+    for row in rows:
+        place.setdefault(subjects[row], len(place))
+    return sorted((row for row in rows if place[subjects[row]] < n), key=lambda row: place[subjects[row]])

@@ -9,8 +9,8 @@ from tedm.config import Experiment, FeaturesConfig
 from tedm.data.prepared import PreparedSet
 from tedm.errors import TedmError
 from tedm.features import store as layout
-from tedm.features.job import Job, origin_of, planned
-from tedm.features.store import Location
+from tedm.features.job import Job, Views, origin_of, planned
+from tedm.features.store import Location, Recipe
 
 
 def backbone_digest(directory: Path) -> str | None:
@@ -50,6 +50,7 @@ def adopt(
     noise_seed: int,
     manifests: Mapping[int, Path],
     *,
+    views: Views | None = None,
     read_last: bool = True,
 ) -> list[int]:
     """Write a manifest for each timestep whose features are complete; nothing else is written or locked.
@@ -61,6 +62,7 @@ def adopt(
         settings: of the features.
         noise_seed: of the experiment.
         manifests: to write, by timestep.
+        views: as in `extract`.
         read_last: also read the last file of each array, as `extract` does.
 
     Returns:
@@ -75,17 +77,32 @@ def adopt(
         except TedmError:
             return []
         names = settings.layers or list(root.layers)
-        if root.origin != origin or root.ids != tuple(images.ids) or not {*names} <= root.layers.keys():
+        rows = root.images(None if views is None else views.recipe)
+        if (
+            not rows
+            or root.origin != origin
+            or root.ids != tuple(images.ids)
+            or not {*names} <= root.layers.keys()
+        ):
             return []
         layers = {name: shape for name, shape in root.layers.items() if name in names}
-        taken = []
+        taken: list[int] = []
         for timestep, manifest in manifests.items():
-            job = Job(location, planned(timestep, settings, len(images), layers, origin), (0, 1), manifest)
+            job = Job(
+                location, planned(timestep, settings, len(rows), layers, origin, views), (0, 1), manifest
+            )
             # Litter is for those to clear who may write here.
             if job.is_done(read_last=read_last, litter=True):
-                job.finish(timestep, settings)
+                job.finish()
                 taken.append(timestep)
     return taken
+
+
+def recipe_of(experiment: Experiment) -> Recipe:
+    """How an experiment's views are made."""
+    ranges = experiment.augmentation_of(experiment.evaluation.train_on)
+    assert ranges is not None
+    return Recipe(ranges, experiment.features.view_subjects)
 
 
 def adopt_planned(experiment: Experiment) -> dict[str, list[int]]:
@@ -102,21 +119,26 @@ def adopt_planned(experiment: Experiment) -> dict[str, list[int]]:
     if not place or "://" in place:
         return {}
     tested = (experiment.evaluation.train_on, *experiment.evaluation.test_on)
-    wanted: dict[tuple[str, str], set[int]] = {}
+    wanted: dict[tuple[str, str, int], set[int]] = {}
     for name, head in experiment.heads.items():
-        for dataset in tested:
-            wanted.setdefault((experiment.backbone_of(name), dataset), set()).update(head.timesteps)
-    taken = {}
-    for (backbone, dataset), timesteps in sorted(wanted.items()):
+        asked = [(dataset, 0) for dataset in tested]
+        asked += [(experiment.evaluation.train_on, head.views)] if head.views else []
+        for dataset, count in asked:
+            wanted.setdefault((experiment.backbone_of(name), dataset, count), set()).update(head.timesteps)
+    taken: dict[str, list[int]] = {}
+    for (backbone, dataset, count), timesteps in sorted(wanted.items()):
         data, folder = results / "data" / f"{dataset}.h5", results / "features" / backbone
-        manifests = {t: folder / f"{dataset}.t{t:04d}.json" for t in sorted(timesteps)}
+        ending = f".views{count}" if count else ""
+        manifests = {t: folder / f"{dataset}.t{t:04d}{ending}.json" for t in sorted(timesteps)}
         absent = {t: manifest for t, manifest in manifests.items() if not manifest.exists()}
         digest = backbone_digest(results / "backbones" / backbone) if absent and data.exists() else None
         if digest is None:
             continue
         with contextlib.suppress(TedmError):  # a job says what is wrong, if it needs one
             store = shared_store(place, backbone, digest, data, experiment.features, seed)
-            found = adopt(store, digest, data, experiment.features, seed, absent, read_last=False)
-            if found:
-                taken[store] = found
+            views = Views.first(recipe_of(experiment), count) if count else None
+            found = adopt(
+                store, digest, data, experiment.features, seed, absent, views=views, read_last=False
+            )
+            taken |= {store: sorted({*taken.get(store, ()), *found})} if found else {}
     return taken

@@ -18,8 +18,10 @@ from tedm.data.prepared import PreparedSet
 from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import store as layout
+from tedm.features.adopt import recipe_of
+from tedm.features.job import Views
 from tedm.features.shards import DamageError
-from tedm.features.store import ArrayInfo, Key, Location, Origin, Record, RootInfo
+from tedm.features.store import ArrayInfo, Key, Location, Origin, Recipe, Record, RootInfo
 
 if TYPE_CHECKING:
     from tedm.backbones import Backbone
@@ -84,7 +86,7 @@ class StoreInfo:
 class Problem:
     """Something in a store that is not as it should be."""
 
-    key: str  # of an array, a timestep or a draw; / is the store as a whole
+    key: str  # of an array, a timestep or a view; / is the store as a whole
     kind: Kind
     shard: int | None
     ids: tuple[str, ...]  # images that cannot be read
@@ -170,7 +172,7 @@ def _status(location: Location, root: RootInfo, key: Key) -> ArrayStatus:
 def _judged(location: Location, root: RootInfo, key: Key) -> tuple[ArrayInfo | None, State, str]:
     """An array's metadata, and what to think of it; "complete" says nothing of its shards yet."""
     try:
-        array = layout.read_array_info(location, key, len(root.ids))
+        array = layout.read_array_info(location, key, root.images)
     except TedmError as error:
         return None, "foreign", str(error)
     if array is None:
@@ -302,11 +304,11 @@ def _broken_arrays(location: Location) -> Iterator[Problem]:
 
 
 def _broken_groups(location: Location) -> Iterator[Problem]:
-    """Timesteps and draws whose group, or record of finished shards, is not as we write them."""
+    """Timesteps and views whose group, or record of finished shards, is not as we write them."""
     for timestep in layout.list_timesteps(location):
         name = f"t{timestep:04d}"
-        draws = [f"{name}/{child}" for child in location.children(name) if layout.DRAW.fullmatch(child)]
-        for group in (name, *draws):
+        views = [f"{name}/{child}" for child in location.children(name) if layout.VIEW.fullmatch(child)]
+        for group in (name, *views):
             try:
                 metadata = location.metadata(group)
                 if metadata is not None and (
@@ -331,7 +333,7 @@ def _absent(
             claimed |= dict.fromkeys(record, "the record of finished shards has it, but it is gone")
     for key, note in claimed.items():
         if key not in names:
-            yield Problem(key, "missing", None, root.ids, note)
+            yield Problem(key, "missing", None, () if layout.VIEW.search(key) else root.ids, note)
 
 
 def _litter(location: Location, known: dict[str, ArrayInfo]) -> Iterator[Problem]:
@@ -360,21 +362,22 @@ def _leave(location: Location, key: str) -> str:
 def _shard_problem(
     location: Location, root: RootInfo, array: ArrayInfo, shard: int, recorded: str | None
 ) -> Problem | None:
-    key, rows = str(array.key), array.rows(shard)
+    key, rows, images = str(array.key), array.rows(shard), root.images(array.recipe)
+    ids = tuple(root.ids[images[row]] for row in rows)
     there = location.has(f"{key}/{layout.shard_name(shard)}")
     if recorded is None:
         note = f"shard {shard} of {array.shards} is not finished"
-        return Problem(key, "unfinished", shard, root.ids[rows.start : rows.stop], note)
+        return Problem(key, "unfinished", shard, ids, note)
     if not there:
         note = f"the file {key}/{layout.shard_name(shard)} is gone or empty"
-        return Problem(key, "missing", shard, root.ids[rows.start : rows.stop], note)
+        return Problem(key, "missing", shard, ids, note)
     digest = layout.digest_shard(location, array, shard)
     if digest is None:
-        bad = tuple(root.ids[row] for row in rows if not _readable(location, array, row))
+        bad = tuple(ids[i] for i, row in enumerate(rows) if not _readable(location, array, row))
         return Problem(key, "damaged", shard, bad, f"{len(bad)} of {len(rows)} images cannot be read")
     if digest != recorded:
         note = "it can be read, but its values are not those that were written"
-        return Problem(key, "foreign", shard, root.ids[rows.start : rows.stop], note)
+        return Problem(key, "foreign", shard, ids, note)
     return None
 
 
@@ -400,7 +403,7 @@ def repair(
 ) -> list[Problem]:
     """Compute again what `verify` finds wrong, and nothing else.
 
-    Arrays keep their layers, draws, codec and shards. Manifests beside the store are written again.
+    Arrays keep their layers, views, codec and shards. Manifests beside the store are written again.
 
     Args:
         store: its path.
@@ -426,18 +429,20 @@ def repair(
         left = [problem for problem in mine if problem.key.split("/")[0] == f"t{timestep:04d}"]
         with _alone_at(location, timestep):
             left = _restate(location, root, timestep, left)
-            settings = _settings(location, root, timestep, left)
-            _disown(location, timestep, left, settings)
-        extract(
-            backbone,
-            data,
-            str(location),
-            manifest_of(location, timestep),
-            timestep,
-            settings,
-            root.origin.noise_seed,
-            devices=devices,
-        )
+            parts = _parts(location, root, timestep, left)
+            _disown(location, timestep, left, parts[0].settings)
+        for part in parts:
+            extract(
+                backbone,
+                data,
+                str(location),
+                part.manifest,
+                timestep,
+                part.settings,
+                root.origin.noise_seed,
+                views=part.views,
+                devices=devices,
+            )
     for problem in problems:
         if problem.key == ROOT and problem.kind == "litter":
             location.remove(problem.file)
@@ -497,16 +502,33 @@ def manifest_of(location: Location, timestep: int) -> Path | None:
     return store.with_name(f"{store.stem}.t{timestep:04d}.json")
 
 
+def view_manifests(location: Location, timestep: int) -> list[Path]:
+    """The manifests that the workflow keeps of a timestep's views: {dataset}.t0050.views8.json."""
+    store = location.directory
+    if store is None:
+        return []
+    name = re.compile(rf"{re.escape(store.stem)}\.t{timestep:04d}\.views[1-9]\d*\.json")
+    return sorted(path for path in store.parent.glob("*.json") if name.fullmatch(path.name))
+
+
 def _manifest(location: Location, timestep: int) -> dict[str, Any]:
-    """What the manifest of a timestep says; {} where there is none that can be read."""
+    """What the manifests of a timestep say together; {} where there is none that can be read."""
     path = manifest_of(location, timestep)
-    if path is None:
-        return {}
+    together: dict[str, Any] = {}
+    for each in (*view_manifests(location, timestep), *([] if path is None else [path])):
+        stated = _read_manifest(each)
+        together |= stated | {"arrays": together.get("arrays", {}) | stated.get("arrays", {})}
+    return together
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What a manifest says; {} where it cannot be read."""
     try:
         manifest = files.read_json(path)
     except (TedmError, OSError, RecursionError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    sound = isinstance(manifest, dict) and isinstance(manifest.get("arrays", {}), dict)
+    return manifest if sound else {}
 
 
 def _restate(
@@ -530,10 +552,14 @@ def _restate(
         location.remove(f"{group}/zarr.json")
         layout.write_group(location, group, {})
     changed = set(recovered)
+    recipes = _recipes(location)
     for key in foreign if {"images_per_shard", "codec"} <= {*settings} else []:
-        images = min(len(root.ids), settings["images_per_shard"])
-        shape = (len(root.ids), *root.layers[key.layer])
-        layout.create_array(location, ArrayInfo(key, shape, images, settings["codec"], root.origin))
+        if key.view and key.recipe not in recipes:
+            raise _unknown(location, timestep)
+        recipe = recipes[key.recipe] if key.view else None
+        count = len(root.images(recipe))
+        images, shape = min(count, settings["images_per_shard"]), (count, *root.layers[key.layer])
+        layout.create_array(location, ArrayInfo(key, shape, images, settings["codec"], root.origin, recipe))
         recovered |= _recovered(location, root, timestep, {*digests, *recovered})
         changed.add(str(key))
     if changed or groups:
@@ -578,35 +604,82 @@ def _stated(
         if array is not None and state == "complete":
             # As the record has it, where that says the same: more than there are images is all of them.
             images = settings.get("images_per_shard")
-            same = isinstance(images, int) and min(images, len(root.ids)) == array.images_per_shard
+            count = len(root.images(array.recipe))
+            same = isinstance(images, int) and min(images, count) == array.images_per_shard
             settings |= {} if same else {"images_per_shard": array.images_per_shard}
             settings["codec"] = array.codec
     return settings
 
 
-def _settings(
-    location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]
-) -> FeaturesConfig:
-    """Settings to extract a timestep with, so that it becomes what it was."""
-    settings = _stated(location, root, timestep, problems)
-    keys = [key for key in layout.list_keys(location) if key.timestep == timestep]
+@dataclass(frozen=True)
+class _Part:
+    """What one extraction of a repair makes whole: the images as they are, or views of one recipe."""
+
+    views: Views | None
+    settings: FeaturesConfig
+    manifest: Path | None  # that is written
+
+
+def _parts(location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]) -> list[_Part]:
+    """What to extract of a timestep, so that it becomes what it was."""
+    keys = {key for key in layout.list_keys(location) if key.timestep == timestep}
     for problem in problems:
         with contextlib.suppress(TedmError):  # of a group
-            keys.append(Key.parse(problem.key))
-    layers = {key.layer for key in keys}
+            keys.add(Key.parse(problem.key))
+    stated = _stated(location, root, timestep, problems)
     computed = any(p.kind not in ("litter", "damaged") or p.shard is not None for p in problems)
-    origin = {k: v for k, v in asdict(root.origin).items() if k in FeaturesConfig.model_fields}
-    if computed and "batch_size" not in settings:
+    if computed and "batch_size" not in stated:
         raise _unknown(location, timestep)
+    recipes, parts = _recipes(location), []
+    # Where nothing of a timestep is left, it is made as if it were new.
+    for digest in sorted({key.recipe for key in keys} or {""}):
+        mine = [key for key in keys if key.recipe == digest]
+        settings = _settings(location, root, timestep, stated, {key.layer for key in mine})
+        if not digest:
+            parts.append(_Part(None, settings, manifest_of(location, timestep)))
+            continue
+        if digest not in recipes:
+            raise _unknown(location, timestep)
+        numbers = tuple(sorted({key.view for key in mine}))
+        parts.append(_Part(Views(recipes[digest], numbers), settings, None))
+        for path in view_manifests(location, timestep):
+            told = _read_manifest(path).get("views", {})
+            if told.get("recipe") == digest and {*told["numbers"]} <= {*numbers}:
+                parts.append(_Part(Views(recipes[digest], tuple(told["numbers"])), settings, path))
+    return parts
+
+
+def _recipes(location: Location) -> dict[str, Recipe]:
+    """The recipes of a store's views by digest, as its arrays and the manifests beside it state them."""
+    stated = [
+        _read_manifest(path).get("views")
+        for timestep in layout.list_timesteps(location)
+        for path in view_manifests(location, timestep)
+    ]
+    for key in layout.list_keys(location):
+        if key.view:
+            with contextlib.suppress(TedmError):  # broken
+                stated.append((location.metadata(str(key)) or {}).get("attributes"))
+    recipes = {}
+    for each in stated:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            recipe = Recipe.of(each)
+            recipes[recipe.digest] = recipe
+    return recipes
+
+
+def _settings(
+    location: Location,
+    root: RootInfo,
+    timestep: int,
+    stated: dict[str, Any],
+    layers: Collection[str],
+) -> FeaturesConfig:
+    """Settings to extract some layers of a timestep with."""
+    origin = {k: v for k, v in asdict(root.origin).items() if k in FeaturesConfig.model_fields}
+    kept = [layer for layer in root.layers if layer in layers] or None
     try:
-        return FeaturesConfig.model_validate(
-            {
-                **settings,
-                **origin,
-                "layers": [layer for layer in root.layers if layer in layers] or None,
-                "draws": 1 + max((key.draw for key in keys), default=0),
-            }
-        )
+        return FeaturesConfig.model_validate({**stated, **origin, "layers": kept})
     except ValueError:
         raise _unknown(location, timestep) from None
 
@@ -664,18 +737,19 @@ def keys_read(experiment: Experiment, backbone: str, layers: Collection[str]) ->
     """Paths of the arrays that the heads of an experiment read from one backbone's stores."""
     if backbone not in experiment.backbones:
         raise TedmError(f"no backbone {backbone} (backbones: {', '.join(experiment.backbones)})")
-    kept = experiment.features.layers or layers
+    kept, recipe = experiment.features.layers or layers, recipe_of(experiment).digest
     return {
-        str(Key(timestep, 0, layer))
+        str(Key(timestep, view, recipe if view else "", layer))
         for name, head in experiment.heads.items()
         if experiment.backbone_of(name) == backbone
         for timestep in head.timesteps
+        for view in range(head.views + 1)
         for layer in head.layers or kept
     }
 
 
 def rm(store: Path | str, key: str, *, dry_run: bool = False) -> list[Removal]:
-    """Remove one array (t0050/up2), one draw (t0050/draw1) or one timestep (t0050) of a store."""
+    """Remove one array (t0050/up2), one view (t0050/view1-3fa9c2d0) or one timestep (t0050) of a store."""
     location = layout.located(store)
     layout.read_root(location)
     match = layout.KEY.fullmatch(key)
@@ -709,18 +783,22 @@ def _remove(location: Location, keys: Sequence[Key], *, dry_run: bool) -> list[R
 
 def _tell_workflow(location: Location, timestep: int, left: Collection[str]) -> None:
     """Take removed arrays out of a timestep's manifest, or delete it where none is left."""
-    path, manifest = manifest_of(location, timestep), _manifest(location, timestep)
-    if path is None:
+    for path in view_manifests(location, timestep):
+        if not _read_manifest(path).get("arrays", {}).keys() <= {*left}:
+            path.unlink(missing_ok=True)  # it stands for all of its views
+    base = manifest_of(location, timestep)
+    if base is None:
         return
+    manifest = _read_manifest(base)
     stated = manifest.get("arrays")
     arrays = {k: v for k, v in stated.items() if k in left} if isinstance(stated, dict) else {}
     if not arrays:
-        path.unlink(missing_ok=True)
+        base.unlink(missing_ok=True)
     elif arrays != stated:
-        state = path.stat()
-        files.write_json(path, manifest | {"arrays": arrays})
+        state = base.stat()
+        files.write_json(base, manifest | {"arrays": arrays})
         # What is left did not change: heads that were fitted on it are not out of date.
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        os.utime(base, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 @contextmanager

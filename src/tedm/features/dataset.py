@@ -15,10 +15,10 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         store: opened for reading.
-        rows: images of the data set; None: all.
+        rows: images of the data set; None: all, or all with views.
         timesteps: None: all.
         layers: None: all.
-        draw: which noise draw.
+        view: as in `FeatureStore.read`; rows must have it.
     """
 
     def __init__(
@@ -27,13 +27,14 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         rows: Sequence[int] | None = None,
         timesteps: Sequence[int] | None = None,
         layers: Sequence[str] | None = None,
-        draw: int = 0,
+        view: int = 0,
     ) -> None:
         self.store = store
-        self.rows = list(range(len(store)) if rows is None else rows)
+        everything = store.view_rows if view else range(len(store))
+        self.rows = list(everything if rows is None else rows)
         self.timesteps = tuple(store.timesteps if timesteps is None else timesteps)
         self.layers = tuple(store.layer_shapes if layers is None else layers)
-        self.draw = draw
+        self.view = view
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,7 +46,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         rows = [self.rows[index] for index in indices]
         batch: list[dict[str, torch.Tensor]] = [{} for _ in rows]
         for timestep in self.timesteps:
-            for layer, values in self.store.read(rows, timestep, self.layers, self.draw).items():
+            for layer, values in self.store.read(rows, timestep, self.layers, self.view).items():
                 for item, value in zip(batch, torch.from_numpy(values), strict=True):
                     item[f"t{timestep:04d}/{layer}"] = value
         return batch

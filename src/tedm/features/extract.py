@@ -18,11 +18,13 @@ from tedm import seeds
 from tedm.backbones import Backbone
 from tedm.config import FeaturesConfig
 from tedm.data.prepared import PreparedSet
+from tedm.data.splits import first_subjects
 from tedm.errors import TedmError
 from tedm.features import store as layout
-from tedm.features.job import Job, Shard, origin_of, planned
+from tedm.features.job import Job, Shard, Views, origin_of, planned
 from tedm.features.rounding import keep_bits
 from tedm.features.store import Key, Location, Origin
+from tedm.features.views import seen
 from tedm.progress import stage
 
 BUFFERS = 2  # shards in memory for each device: one is filled while the other is written
@@ -37,10 +39,11 @@ def extract(
     settings: FeaturesConfig,
     noise_seed: int,
     *,
+    views: Views | None = None,
     block: tuple[int, int] = (0, 1),
     devices: Sequence[str] | None = None,
 ) -> None:
-    """Keep the features of every image of a data set at one timestep.
+    """Keep the features of a data set's images at one timestep, as they are or as views of them.
 
     Killed at any moment and called again, it goes on after the last whole shard. Arrays that other
     settings, another backbone or other data left in the store are replaced.
@@ -56,8 +59,10 @@ def extract(
         manifest: JSON that says what is there, and where; written last, once no shard is missing. None:
             none is written.
         timestep: 0 … T-1, of the noise that images are given.
-        settings: layers, precision, codec, noise draws, sizes of batches and shards.
-        noise_seed: with image id, timestep and draw the only thing that noise depends on.
+        settings: layers, precision, codec, sizes of batches and shards.
+        noise_seed: with image id, timestep and view the only thing that noise depends on; with image id and
+            view the only thing that a view is drawn from.
+        views: of the first training subjects, instead of every image as it is; None: none.
         block: (k, n), k in 0 … n-1: only the k-th of n parts of the images, in whole shards. The job that
             finishes the last of them writes the manifest.
         devices: what to compute on, each with its own copy of the backbone; None: a GPU if there is
@@ -65,28 +70,40 @@ def extract(
 
     Raises:
         TedmError: a layer, timestep or image size that the backbone lacks; values that are not finite;
-            no space or permission; another process at the same arrays.
+            views of a data set without training images; no space or permission; another process at the
+            same arrays.
     """
     location = Location(store)
     with location.place.explained(), PreparedSet(data) as images:
         layers = _checked(backbone, images, timestep, settings, block)
         origin = origin_of(backbone.digest, images.digest, settings, noise_seed)
-        plan = planned(timestep, settings, len(images), layers, origin)
+        rows = rows_of(images, views)
+        plan = planned(timestep, settings, len(rows), layers, origin, views)
         job = Job(location, plan, block, manifest)
         if job.is_done():  # perhaps by somebody else, in a place that is only readable here
-            job.finish(timestep, settings)
+            job.finish()
             return
         with layout.lock_block(location, timestep, block):
             with job.locked():
                 layout.refuse_while_extracted(location, timestep, besides=block[1])
                 write_root(location, images, backbone, origin)
                 job.prepare(settings)
-            if any(job.missing(draw) for draw in range(settings.draws)):
+            if job.missing():
                 if manifest is not None:
                     manifest.unlink(missing_ok=True)
-                _Run(job, images, settings, devices or _default_devices()).compute(backbone)
+                _Run(job, images, rows, settings, devices or _default_devices()).compute(backbone)
             with job.locked():
-                job.finish(timestep, settings)
+                job.finish()
+
+
+def rows_of(images: PreparedSet, views: Views | None) -> Sequence[int]:
+    """Rows of a data set that an extraction is about: all, or those with views."""
+    if views is None:
+        return range(len(images))
+    rows = first_subjects(images.splits, images.subjects, views.recipe.subjects)
+    if not rows:
+        raise TedmError(f"{images.label}: has no images in the split train, so none that views are made of")
+    return rows
 
 
 def _default_devices() -> Sequence[str]:
@@ -118,7 +135,7 @@ def _checked(
             raise TedmError(
                 f"features.layers: the backbone has no layer {layer} (it has {', '.join(known)})"
             )
-        Key.parse(str(Key(timestep, 0, layer)))
+        Key.parse(str(Key(timestep, 0, "", layer)))
     return {
         layer: (known[layer][0], known[layer][1], known[layer][2])
         for layer in known
@@ -148,10 +165,11 @@ def root_attributes(images: PreparedSet, backbone: Backbone, origin: Origin) -> 
         "spacing_mm": images.spacing_mm if images.spacing_mm is None else list(images.spacing_mm),
         "diffusion_timesteps": backbone.timesteps,
         "layers": {layer: [int(size) for size in shape] for layer, shape in backbone.layer_shapes.items()},
-        "arrays": "t{timestep}/{layer}, t{timestep}/draw{draw}/{layer}: (image, channel, row, column)",
+        "arrays": "t{timestep}/{layer}: (image, channel, row, column);"
+        " of views of training images: t{timestep}/view{view}-{recipe}/{layer}",
         "units": "1 (activations of the backbone's decoder, before upsampling)",
         "resize": "to image_shape: bilinear, align_corners=False (torch.nn.functional.interpolate)",
-        "noise": f"standard normal, Philox: tedm.seeds.generator(noise_seed, 'noise', {noise}, draw)",
+        "noise": f"standard normal, Philox: tedm.seeds.generator(noise_seed, 'noise', {noise}, view)",
         "made_with": {name: version(name) for name in ("torch", "numpy", "numcodecs")},
         **asdict(origin),
     }
@@ -177,22 +195,30 @@ class _Run:
     """What the workers of one call share: what is left to do, images and noise, writing."""
 
     def __init__(
-        self, job: Job, images: PreparedSet, settings: FeaturesConfig, devices: Sequence[str]
+        self,
+        job: Job,
+        images: PreparedSet,
+        rows: Sequence[int],
+        settings: FeaturesConfig,
+        devices: Sequence[str],
     ) -> None:
         self.job, self.images, self.settings, self.devices = job, images, settings, devices
-        self.origin = job.plan[0].origin
+        self.origin, self.recipe = job.plan[0].origin, job.plan[0].recipe
+        self.rows = rows  # of the data set, for each of the arrays' own
         # Depends on the number of images alone, so that no interruption or block changes a bit.
-        passes = -(-len(images) // settings.batch_size)
-        self.batch = -(-len(images) // passes)
+        passes = -(-len(rows) // settings.batch_size)
+        self.batch = -(-len(rows) // passes)
         self._alone = threading.Lock()
 
     def compute(self, backbone: Backbone) -> None:
         """Compute and write everything that the job lacks."""
-        missing = [shard for draw in range(self.settings.draws) for shard in self.job.missing(draw)]
-        total = sum(len(self.job.plan[0].rows(shard)) for shard in self.job.shards) * self.settings.draws
+        missing = self.job.missing()
+        views = len({info.key.view for info in self.job.plan})
+        total = sum(len(self.job.plan[0].rows(shard)) for shard in self.job.shards) * views
         done = total - sum(len(shard.rows) for shard in missing)
         self._todo = iter(missing)
-        label = f"features t{self.job.timestep:04d} of {self.images.label}"
+        what = "features" if self.recipe is None else "features of views"
+        label = f"{what} t{self.job.timestep:04d} of {self.images.label}"
         with stage(label, total, "images", done) as self.shown:
             # Copies are made before any of them computes.
             copies = [backbone, *(copy.deepcopy(backbone) for _ in self.devices[1:])]
@@ -219,19 +245,23 @@ class _Run:
 
     def load(self, segments: Sequence[_Segment]) -> tuple[torch.Tensor, torch.Tensor]:
         """Images of a forward pass and their noise, (batch, C, H, W); the last one fills up the batch."""
-        rows = [row for segment in segments for row in segment.rows]
+        rows = [self.rows[row] for segment in segments for row in segment.rows]
+        view = segments[0].shard.view
         with self._alone:  # one file, read by several workers
             images = self.images.images(rows)
-        noise = np.stack([self._noise(row, segments[0].shard.draw) for row in rows])
+        ids = [self.images.ids[row] for row in rows]
+        if self.recipe is not None:
+            images = seen(images, ids, view, self.recipe, self.origin.noise_seed)
+        noise = np.stack([self._noise(name, view) for name in ids])
         missing = [(0, self.batch - len(rows)), (0, 0), (0, 0), (0, 0)]
         return (
             torch.from_numpy(np.pad(images, missing, mode="edge")),
             torch.from_numpy(np.pad(noise, missing, mode="edge")),
         )
 
-    def _noise(self, row: int, draw: int) -> npt.NDArray[np.float32]:
-        names = [] if self.origin.shared_noise else [self.images.ids[row]]
-        rng = seeds.generator(self.origin.noise_seed, "noise", *names, self.job.timestep, draw)
+    def _noise(self, name: str, view: int) -> npt.NDArray[np.float32]:
+        names = [] if self.origin.shared_noise else [name]
+        rng = seeds.generator(self.origin.noise_seed, "noise", *names, self.job.timestep, view)
         return rng.standard_normal(self.images.image_shape, dtype=np.float32)
 
     def write(self, shard: Shard, values: dict[str, npt.NDArray[Any]]) -> None:
@@ -252,9 +282,10 @@ class _Run:
                 wider = (
                     "set features.dtype to float32" if self.origin.dtype == "float16" else "train it again"
                 )
+                name = self.images.ids[self.rows[row]]
                 raise TedmError(
-                    f"{key} of {self.images.ids[row]} (row {row}): the backbone gives values that are not"
-                    f" finite in {self.origin.dtype}; {wider}"
+                    f"{key} of {name} (row {row}): the backbone gives values that are not finite in"
+                    f" {self.origin.dtype}; {wider}"
                 )
 
 
@@ -304,7 +335,7 @@ class _Worker:
         segments: list[_Segment] = []
         room = self.run.batch
         for shard in self.run.shards():
-            if segments and segments[0].shard.draw != shard.draw:
+            if segments and segments[0].shard.view != shard.view:
                 yield segments
                 segments, room = [], self.run.batch
             start = 0

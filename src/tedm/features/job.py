@@ -11,7 +11,7 @@ from tedm.config import FeaturesConfig
 from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import store as layout
-from tedm.features.store import ArrayInfo, Digests, Key, Location, Origin, Record
+from tedm.features.store import ArrayInfo, Digests, Key, Location, Origin, Recipe, Record
 from tedm.progress import say
 
 
@@ -28,23 +28,44 @@ def origin_of(backbone_digest: str, data_digest: str, settings: FeaturesConfig, 
     )
 
 
+@dataclass(frozen=True)
+class Views:
+    """Views that an extraction makes.
+
+    Attributes:
+        recipe: how.
+        numbers: which of them, from 1 on.
+    """
+
+    recipe: Recipe
+    numbers: tuple[int, ...]
+
+    @classmethod
+    def first(cls, recipe: Recipe, count: int) -> "Views":
+        """The first so many views of a recipe."""
+        return cls(recipe, tuple(range(1, count + 1)))
+
+
 def planned(
     timestep: int,
     settings: FeaturesConfig,
     images: int,
     layers: Mapping[str, tuple[int, int, int]],
     origin: Origin,
+    views: Views | None = None,
 ) -> list[ArrayInfo]:
-    """The arrays that an extraction makes; layers are (C, h, w) each."""
+    """The arrays that an extraction makes, of so many images; layers are (C, h, w) each."""
+    recipe = None if views is None else views.recipe
     return [
         ArrayInfo(
-            Key(timestep, draw, layer),
+            Key(timestep, view, "" if recipe is None else recipe.digest, layer),
             (images, *shape),
             min(settings.images_per_shard, images),
             settings.codec,
             origin,
+            recipe,
         )
-        for draw in range(settings.draws)
+        for view in ((0,) if views is None else views.numbers)
         for layer, shape in layers.items()
     ]
 
@@ -53,7 +74,7 @@ def planned(
 class Shard:
     """One shard to compute, and the arrays that lack it."""
 
-    draw: int
+    view: int
     number: int
     rows: range
     infos: list[ArrayInfo]
@@ -139,7 +160,7 @@ class Job:
 
     def _distrust(self) -> None:
         """Forget own shards that are not whole, and clear what killed writers left."""
-        for path in ("", *self.plan[-1].key.groups):
+        for path in dict.fromkeys(("", *(group for info in self.plan for group in info.key.groups))):
             self.location.clear_litter(f"{path}/zarr.json".lstrip("/"))
         doubtful: list[tuple[str, int, str]] = []
         for info in self.plan:
@@ -166,15 +187,18 @@ class Job:
         if doubtful:
             self.digests = dict(self.record.update(forget))
 
-    def missing(self, draw: int) -> list[Shard]:
-        """Shards of a noise draw to compute."""
-        plan = [info for info in self.plan if info.key.draw == draw]
+    def missing(self) -> list[Shard]:
+        """Shards to compute, view by view."""
         rows = self.plan[0].rows
         lacking = [
-            Shard(draw, n, rows(n), [info for info in plan if self.digests[str(info.key)][n] is None])
+            Shard(view, n, rows(n), [i for i in self.plan if i.key.view == view and self._lacks(i, n)])
+            for view in dict.fromkeys(info.key.view for info in self.plan)
             for n in self.shards
         ]
         return [shard for shard in lacking if shard.infos]
+
+    def _lacks(self, info: ArrayInfo, shard: int) -> bool:
+        return self.digests[str(info.key)][shard] is None
 
     def vouch(self, shard: int, digests: dict[str, str]) -> None:
         """Record that a shard is there in these arrays."""
@@ -189,8 +213,9 @@ class Job:
         with self.locked():
             self.record.update(add)
 
-    def finish(self, timestep: int, settings: FeaturesConfig) -> None:
+    def finish(self) -> None:
         """Write the manifest, unless other blocks are still missing."""
+        timestep = self.timestep
         digests = self.record.read()
         gaps = sum(d is None for info in self.plan for d in digests[str(info.key)])
         if gaps:
@@ -208,7 +233,7 @@ class Job:
                 "timestep": timestep,
                 "images": first.shape[0],
                 "images_per_shard": first.images_per_shard,
-                "draws": settings.draws,
+                **self._stated_views(),
                 **asdict(first.origin),
                 "arrays": {
                     str(info.key): {"shape": info.shape, "digest": digest_of(digests[str(info.key)])}
@@ -216,3 +241,10 @@ class Job:
                 },
             },
         )
+
+    def _stated_views(self) -> dict[str, object]:
+        recipe = self.plan[0].recipe
+        if recipe is None:
+            return {}
+        numbers = sorted({info.key.view for info in self.plan})
+        return {"views": {"numbers": numbers, "recipe": recipe.digest, **recipe.stated}}

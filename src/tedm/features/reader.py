@@ -47,12 +47,16 @@ class FeatureStore:
         timesteps: that are there.
         backbone_digest: of the backbone that the features come from.
         data_digest: of the prepared data set that they come from.
+        noise_seed: that noise and views are drawn from.
         synthetic: whether the images are drawn, not measured.
         dtype: of the features.
+        recipes: of the views that are there, by digest.
+        recipe: of the views that are read; None where there are none.
+        view_rows: images that have views.
         attributes: all that the store says of itself.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, recipe: str | None = None) -> None:
         root = layout.read_root(location)
         self.location, self.path = location, str(location)
         self.attributes = root.attributes
@@ -63,6 +67,7 @@ class FeatureStore:
         self.image_size = root.image_shape[1:]
         self.backbone_digest = root.origin.backbone_digest
         self.data_digest = root.origin.data_digest
+        self.noise_seed = root.origin.noise_seed
         self.synthetic = bool(root.attributes.get("synthetic", False))
         self.dtype = np.dtype(root.origin.dtype)
         self._infos: dict[Key, ArrayInfo] = {}
@@ -70,7 +75,7 @@ class FeatureStore:
         records: dict[int, dict[str, list[str | None]]] = {}
         for key in layout.list_keys(location):
             try:
-                info = layout.read_array_info(location, key, len(self.ids))
+                info = layout.read_array_info(location, key, root.images)
                 if key.timestep not in records:
                     records[key.timestep] = Record(location, key.timestep).read()
             except TedmError as error:
@@ -89,25 +94,37 @@ class FeatureStore:
                 )
             else:
                 self._infos[key] = info
-        kept = {key.layer for key in self._infos}
+        as_they_are = [key for key in self._infos if not key.view]
+        kept = {key.layer for key in as_they_are}
         self.layer_shapes = {layer: shape for layer, shape in root.layers.items() if layer in kept}
-        self.timesteps = tuple(sorted({key.timestep for key in self._infos}))
+        self.timesteps = tuple(sorted({key.timestep for key in as_they_are}))
+        self.recipes = {info.key.recipe: info.recipe for info in self._infos.values() if info.recipe}
+        self._asked = recipe
+        chosen = next(iter(self.recipes)) if recipe is None and len(self.recipes) == 1 else recipe
+        self.recipe = self.recipes.get(chosen or "")
+        self.view_rows = tuple(root.images(self.recipe)) if self.recipe else ()
 
     @classmethod
     def open(
-        cls, store: Path | str, *, backbone_digest: str | None = None, data_digest: str | None = None
+        cls,
+        store: Path | str,
+        *,
+        backbone_digest: str | None = None,
+        data_digest: str | None = None,
+        recipe: str | None = None,
     ) -> Self:
         """Open a store for reading.
 
         Args:
             store: its path or URL, or the path that it has by default where it lies elsewhere.
+            recipe: of the views that are read (eight digits, as in view1-3fa9c2d0); None: the only one.
             backbone_digest: of the backbone that the features must come from; None: any.
             data_digest: of the data set that they must come from; None: any.
 
         Raises:
             TedmError: no store of ours, a broken one, or features of another backbone or data set.
         """
-        self = cls(layout.located(store))
+        self = cls(layout.located(store), recipe)
         for what, asked, made in (
             ("backbone", backbone_digest, self.backbone_digest),
             ("data set", data_digest, self.data_digest),
@@ -130,10 +147,10 @@ class FeatureStore:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self).open, (self.path,))
+        return (_reopened, (type(self), self.path, self._asked))
 
     def read(
-        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, draw: int = 0
+        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, view: int = 0
     ) -> dict[str, Array]:
         """Features of some images at one timestep.
 
@@ -141,7 +158,7 @@ class FeatureStore:
             rows: images, 0 … len - 1, in any order.
             timestep: one of `timesteps`.
             layers: names; None: all in `layer_shapes`.
-            draw: which noise draw.
+            view: 0: of the images as they are; 1, 2, …: of views of them, which `view_rows` have.
 
         Returns:
             Per layer (n, C, h, w), of the stored dtype.
@@ -150,17 +167,33 @@ class FeatureStore:
             TedmError: what is asked for is not there, stale, incomplete or damaged.
         """
         wanted = self._checked(rows)
-        return {layer: self._read(Key(timestep, draw, layer), wanted) for layer in self._layers(layers)}
+        return {
+            layer: self._read(self._key(timestep, view, layer), wanted) for layer in self._layers(layers)
+        }
 
-    def why_absent(self, timestep: int, layer: str, draw: int = 0) -> str | None:
+    def _key(self, timestep: int, view: int, layer: str) -> Key:
+        if not view:
+            return Key(timestep, 0, "", layer)
+        if self.recipe is None and self._asked is None and self.recipes:
+            raise TedmError(
+                f"{self.path}: has views of several recipes ({', '.join(sorted(self.recipes))}); say which"
+                " one to read: FeatureStore.open(…, recipe=…)"
+            )
+        # Where there are none, an array that is absent says so.
+        return Key(timestep, view, self.recipe.digest if self.recipe else self._asked or "0" * 8, layer)
+
+    def why_absent(self, timestep: int, layer: str, view: int = 0) -> str | None:
         """Why an array cannot be read, and what to do; None where it can be."""
-        key = Key(timestep, draw, layer)
+        return self._why_absent(self._key(timestep, view, layer))
+
+    def _why_absent(self, key: Key) -> str | None:
         if key in self._infos:
             return None
         there = ", ".join(f"t{t:04d}" for t in self.timesteps) or "none"
         kept = ", ".join(self.attributes["layers"])
         nothing = f"{self.path} has no {key} (timesteps: {there}; layers: {kept})"
-        return f"{self._absent.get(key, nothing)}.\n  Extract it:  {layout.EXTRACT_AGAIN}"
+        again = layout.EXTRACT_VIEWS_AGAIN if key.view else layout.EXTRACT_AGAIN
+        return f"{self._absent.get(key, nothing)}.\n  Extract it:  {again}"
 
     def iterate(
         self,
@@ -169,7 +202,7 @@ class FeatureStore:
         layers: Sequence[str] | None = None,
         batch: int | None = None,
         budget_bytes: int = 1 << 30,
-        draw: int = 0,
+        view: int = 0,
     ) -> Iterator[Batch]:
         """Features batch by batch, the next ones being read while one is worked on.
 
@@ -179,15 +212,16 @@ class FeatureStore:
             layers: None: all.
             batch: images at once; None: as many as the budget allows, with one batch read ahead.
             budget_bytes: of all batches in memory together: the one given out and those read ahead.
-            draw: which noise draw.
+            view: as in `read`.
 
         Raises:
             TedmError: as `read`; or one batch is more than the budget.
         """
-        wanted = self._checked(range(len(self)) if rows is None else rows)
+        everything = self.view_rows if view else range(len(self))
+        wanted = self._checked(everything if rows is None else rows)
         steps = self.timesteps if timesteps is None else tuple(timesteps)
         names = self._layers(layers)
-        keys = [Key(timestep, draw, layer) for timestep in steps for layer in names]
+        keys = [self._key(timestep, view, layer) for timestep in steps for layer in names]
         per_image = sum(self._info(key).bytes_per_image for key in keys)
         if batch is None:
             batch = max(1, budget_bytes // (2 * max(per_image, 1)))
@@ -220,17 +254,29 @@ class FeatureStore:
     def _info(self, key: Key) -> ArrayInfo:
         info = self._infos.get(key)
         if info is None:
-            raise TedmError(self.why_absent(key.timestep, key.layer, key.draw))
+            raise TedmError(self._why_absent(key))
         return info
 
     def _read(self, key: Key, rows: npt.NDArray[np.int64]) -> Array:
         info = self._info(key)
         out = np.empty((len(rows), *info.shape[1:]), self.dtype)
         try:
-            layout.read_rows(self.location, info, rows, out)
+            layout.read_rows(self.location, info, self._places(rows) if key.view else rows, out)
         except DamageError as error:
             raise self._damaged(key, f"{error}") from error
         return out
+
+    def _places(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where images lie among those with views."""
+        place = {row: i for i, row in enumerate(self.view_rows)}
+        without = [int(row) for row in rows if int(row) not in place]
+        if without:
+            assert self.recipe is not None
+            raise TedmError(
+                f"{self.path}: {self.ids[without[0]]} (row {without[0]}) has no views; those of the first"
+                f" {self.recipe.subjects} training subjects have some (features.view_subjects)"
+            )
+        return np.array([place[int(row)] for row in rows], np.int64)
 
     def _damaged(self, key: Key, reason: str) -> TedmError:
         return TedmError(
@@ -238,6 +284,10 @@ class FeatureStore:
             f"  See all that is:  tedm store verify {self.path}\n"
             f"  mend it:          {layout.repair_command(self.location)}"
         )
+
+
+def _reopened(kind: type[FeatureStore], path: str, recipe: str | None) -> FeatureStore:
+    return kind.open(path, recipe=recipe)
 
 
 def _ahead(load: Any, parts: Sequence[Any], depth: int) -> Iterator[Batch]:

@@ -37,21 +37,21 @@ class SharedFeatures:
         return getattr(self.source, name)
 
     def read(
-        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, draw: int = 0
+        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, view: int = 0
     ) -> dict[str, np.ndarray]:
         """Features (n, C, h, w) of the images `rows`, per layer, in the stored type: the caller's own."""
         wanted = [int(row) for row in rows]
         if not wanted:
-            return dict(self.source.read(wanted, timestep, layers, draw))
+            return dict(self.source.read(wanted, timestep, layers, view))
         names = list(self.source.layer_shapes if layers is None else layers)
-        absent = {name: self._absent(wanted, (timestep, name, draw)) for name in names}
+        absent = {name: self._absent(wanted, (timestep, name, view)) for name in names}
         fresh: dict[str, np.ndarray] = {}
         for together in {tuple(rows) for rows in absent.values() if rows}:
             some = [name for name, rows in absent.items() if tuple(rows) == together]
-            fresh |= self.source.read(list(together), timestep, some, draw)
+            fresh |= self.source.read(list(together), timestep, some, view)
         out = {}
         for name in names:
-            key = (timestep, name, draw)
+            key = (timestep, name, view)
             if absent[name] == wanted:
                 out[name] = fresh[name]
             else:

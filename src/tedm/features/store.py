@@ -8,7 +8,7 @@ import random
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from itertools import pairwise
@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 import tedm
 from tedm import files
+from tedm.config import AugmentationConfig, Augmenting
+from tedm.data.splits import first_subjects
 from tedm.digests import digest_of
 from tedm.errors import TedmError
 from tedm.features import shards
@@ -37,30 +39,39 @@ EXTRACT_AGAIN = (
     "snakemake --cores all --forcerun extract_features  (with the same --configfile, if there is one)"
 )
 
+EXTRACT_VIEWS_AGAIN = EXTRACT_AGAIN.replace("extract_features", "extract_views")
+
 ATTEMPTS = 40  # to change a record that others change, too
 
 Digests = dict[str, list[str | None]]  # of the shards of each array; None: not finished
 
 LARGEST_METADATA = 1 << 28  # bytes of a zarr.json that we are ready to parse
 LARGEST_IMAGE = 1 << 31  # bytes of one image's layer that we are ready to allocate
-KEY = re.compile(r"t(?P<timestep>\d{4,9})(/draw(?P<draw>[1-9]\d{0,5}))?(/(?P<layer>[A-Za-z]\w{0,63}))?")
-
-DRAW = re.compile(r"draw[1-9]\d{0,5}")
+VIEW = re.compile(r"view(?P<view>[1-9]\d{0,5})-(?P<recipe>[0-9a-f]{8})")
+KEY = re.compile(rf"t(?P<timestep>\d{{4,9}})(/{VIEW.pattern})?(/(?P<layer>[A-Za-z]\w{{0,63}}))?")
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """Which array: its timestep, noise draw and layer. Text: t0050/up2, or t0050/draw1/up2."""
+    """Which array: its timestep, view and layer. Text: t0050/up2, or t0050/view1-3fa9c2d0/up2.
+
+    Attributes:
+        timestep: of the noise.
+        view: 0: the images as they are; 1, 2, …: augmented views.
+        recipe: of the views, `Recipe.digest`; "" for view 0.
+        layer: of the backbone.
+    """
 
     timestep: int
-    draw: int
+    view: int
+    recipe: str
     layer: str
 
     @property
     def groups(self) -> list[str]:
         """Paths of the groups that the array is in, below the root."""
         timestep = f"t{self.timestep:04d}"
-        return [timestep, f"{timestep}/draw{self.draw}"] if self.draw else [timestep]
+        return [timestep, f"{timestep}/view{self.view}-{self.recipe}"] if self.view else [timestep]
 
     def __str__(self) -> str:
         return f"{self.groups[-1]}/{self.layer}"
@@ -70,10 +81,49 @@ class Key:
         """The key that `text` spells, or a TedmError."""
         match = KEY.fullmatch(text)
         if match is not None and match["layer"] is not None:
-            key = cls(int(match["timestep"]), int(match["draw"] or 0), match["layer"])
-            if str(key) == text and not DRAW.fullmatch(key.layer):
+            key = cls(
+                int(match["timestep"]), int(match["view"] or 0), match["recipe"] or "", match["layer"]
+            )
+            if str(key) == text:
                 return key
         raise TedmError(f"{text!r} is not an array of a feature store; they look like t0050/up2")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How views of training images are made; view 1, 2, … of an image differ in what is drawn.
+
+    Its digest is part of a view's key: views of other ranges lie beside each other and are never mixed up.
+
+    Attributes:
+        augmentation: ranges of the changes, as in the configuration; "study": the authors'.
+        subjects: the first so many of the split train have views.
+    """
+
+    augmentation: Augmenting
+    subjects: int
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """As JSON."""
+        ranges = self.augmentation
+        return {
+            "augmentation": ranges if isinstance(ranges, str) else ranges.model_dump(),
+            "subjects": self.subjects,
+        }
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits."""
+        return digest_of(self.stated)[:8]
+
+    @classmethod
+    def of(cls, stated: Any) -> "Recipe":
+        """The recipe that JSON states; ValueError, TypeError or KeyError where it states none."""
+        ranges = stated["augmentation"]
+        if ranges != "study":
+            ranges = AugmentationConfig.model_validate(ranges)
+        return cls(ranges, int(stated["subjects"]))
 
 
 @dataclass(frozen=True)
@@ -368,8 +418,22 @@ def array_metadata(info: "ArrayInfo") -> dict[str, Any]:
         # Of a name's own for each layer, as xarray wants it.
         "dimension_names": ["image", f"{layer}_channel", f"{layer}_row", f"{layer}_column"],
         # What an array says of itself, so that it is known wherever it is copied to.
-        "attributes": {**asdict(info.key), **asdict(info.origin), "codec": info.codec, "units": "1"},
+        "attributes": {
+            **_stated_key(info),
+            **asdict(info.origin),
+            "codec": info.codec,
+            "units": "1",
+        },
     }
+
+
+def _stated_key(info: "ArrayInfo") -> dict[str, Any]:
+    key = info.key
+    if info.recipe is None:
+        # `draw` is what view 0 was called before there were views: stores of then and now are the same.
+        return {"timestep": key.timestep, "draw": 0, "layer": key.layer}
+    view = {"view": key.view, "recipe": key.recipe, **info.recipe.stated}
+    return {"timestep": key.timestep, **view, "layer": key.layer}
 
 
 CODECS: dict[Codec, Callable[[int], list[dict[str, Any]]]] = {
@@ -409,6 +473,7 @@ class ArrayInfo:
     images_per_shard: int
     codec: Codec
     origin: Origin
+    recipe: Recipe | None = None  # of a view
 
     @property
     def bytes_per_image(self) -> int:
@@ -432,9 +497,17 @@ class RootInfo:
 
     origin: Origin
     ids: tuple[str, ...]
+    subjects: tuple[str, ...]
+    splits: tuple[str, ...]
     image_shape: tuple[int, int, int]
     layers: dict[str, tuple[int, int, int]]
     attributes: dict[str, Any]
+
+    def images(self, recipe: Recipe | None) -> Sequence[int]:
+        """Rows of the images that an array has: all, or those with views."""
+        if recipe is None:
+            return range(len(self.ids))
+        return first_subjects(self.splits, self.subjects, recipe.subjects)
 
 
 def read_root(location: Location) -> RootInfo:
@@ -460,16 +533,26 @@ def read_root(location: Location) -> RootInfo:
             raise ValueError("dtype")
         if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
             raise ValueError("ids")
+        subjects, splits = attributes.get("subjects", ids), attributes.get("splits", [""] * len(ids))
+        if not len(subjects) == len(splits) == len(ids):
+            raise ValueError("subjects, splits")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TedmError(f"{location}: the attributes of the store are broken ({error!r})") from None
-    return RootInfo(origin, tuple(ids), image_shape, layers, attributes)
+    return RootInfo(origin, tuple(ids), tuple(subjects), tuple(splits), image_shape, layers, attributes)
 
 
-def read_array_info(location: Location, key: Key, images: int) -> ArrayInfo | None:
+def read_array_info(
+    location: Location, key: Key, images: int | Callable[[Recipe | None], Sequence[int]]
+) -> ArrayInfo | None:
     """Read and check an array's metadata; None where there is no such array.
 
+    Args:
+        location: the store.
+        key: of the array.
+        images: that it must have; or which those are, by the recipe that it states, as `RootInfo.images`.
+
     Raises:
-        TedmError: it is not an array as this project writes them, or not of `images` images.
+        TedmError: it is not an array as this project writes them, or has other images.
     """
     metadata = location.metadata(str(key))
     if metadata is None:
@@ -480,10 +563,14 @@ def read_array_info(location: Location, key: Key, images: int) -> ArrayInfo | No
         shard = _shape(metadata["chunk_grid"]["configuration"]["chunk_shape"], 4)
         if origin is None:
             raise ValueError("it does not say what it was made from")
-        if shape[0] != images or shard[0] > images:
-            raise ValueError(f"it has {shape[0]} images in shards of {shard[0]}, the store {images}")
+        recipe = Recipe.of(metadata["attributes"]) if key.view else None
+        if recipe is not None and recipe.digest != key.recipe:
+            raise ValueError(f"its views are of recipe {recipe.digest}")
+        count = images if isinstance(images, int) else len(images(recipe))
+        if shape[0] != count or shard[0] > count:
+            raise ValueError(f"it has {shape[0]} images in shards of {shard[0]}, expected {count}")
         codec = metadata["attributes"]["codec"]
-        info = ArrayInfo(key, (shape[0], shape[1], shape[2], shape[3]), shard[0], codec, origin)
+        info = ArrayInfo(key, (shape[0], shape[1], shape[2], shape[3]), shard[0], codec, origin, recipe)
         if info.bytes_per_image > LARGEST_IMAGE:
             raise ValueError("its images are larger than any feature")
         ours = array_metadata(info)
@@ -502,11 +589,11 @@ def list_timesteps(location: Location) -> list[int]:
 
 
 def list_keys(location: Location) -> list[Key]:
-    """All arrays that are there, by timestep, draw and layer; what is not called like one is left out."""
+    """All arrays that are there, by timestep, view and layer; what is not called like one is left out."""
     keys = []
     for group in location.children():
         for child in location.children(group) if KEY.fullmatch(group) else []:
-            inner = location.children(f"{group}/{child}") if DRAW.fullmatch(child) else [""]
+            inner = location.children(f"{group}/{child}") if VIEW.fullmatch(child) else [""]
             for text in (f"{group}/{child}/{layer}".rstrip("/") for layer in inner):
                 with contextlib.suppress(TedmError):
                     key = Key.parse(text)

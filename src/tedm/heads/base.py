@@ -58,7 +58,7 @@ class FeatureSource(Protocol):
         """Number of images."""
 
     def read(
-        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, draw: int = 0
+        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, view: int = 0
     ) -> dict[str, np.ndarray]:
         """Features (n, C, h, w) of the images `rows`, per layer, in the stored type."""
 
@@ -85,11 +85,11 @@ class ArrayFeatures:
         return len(next(iter(self.arrays.values())))
 
     def read(
-        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, draw: int = 0
+        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, view: int = 0
     ) -> dict[str, np.ndarray]:
-        """See FeatureSource; there is one noise draw only."""
-        if draw != 0:
-            raise TedmError(f"draw {draw}: features in memory have one noise draw only")
+        """See FeatureSource; there are no views."""
+        if view != 0:
+            raise TedmError(f"view {view}: features in memory have no views")
         return {layer: self.arrays[timestep, layer][list(rows)] for layer in layers or self.layer_shapes}
 
 

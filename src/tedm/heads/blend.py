@@ -109,7 +109,7 @@ class BlendHead(Head):
                 save_every=options.validate_every,
             ),
             workdir / "blend",
-            f"{self.label}, n={len(rows)}",
+            f"{self.label}, {len(rows)} images",
             identity=self.digest,
             validate=validate if val_rows else None,
             patience=options.patience,

@@ -122,7 +122,7 @@ class MLPHead(Head):
             loss,
             settings,
             workdir / f"member{member}",
-            f"{self.label}, n={len(training)}"
+            f"{self.label}, {len(training)} images"
             + (f", member {member + 1} of {options.members}" if options.members > 1 else ""),
             identity=[self.digest, member],
             validate=validate if len(validation) else None,

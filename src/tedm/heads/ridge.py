@@ -52,7 +52,7 @@ class RidgeHead(Head):
         labels = torch.from_numpy(np.searchsorted(self._learned, labels_of(masks)).astype(np.uint8))
         if len(self._learned) == 1:
             return
-        with stage(f"{self.label}, n={len(rows)}", len(self.timesteps), "timesteps") as progress:
+        with stage(f"{self.label}, {len(rows)} images", len(self.timesteps), "timesteps") as progress:
             for timestep in self.timesteps:
                 kept = workdir / f"t{timestep:04d}.safetensors"
                 state = kept_arrays(kept, self.digest)

@@ -28,12 +28,12 @@ class MemoryFeatures(ArrayFeatures):
     backbone_digest = ""
 
     def read(
-        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, draw: int = 0
+        self, rows: Sequence[int], timestep: int, layers: Sequence[str] | None = None, view: int = 0
     ) -> dict[str, NDArray[np.floating]]:
         """See FeatureSource."""
         first, last = rows[0], rows[-1] + 1
-        if draw != 0 or list(rows) != list(range(first, last)):
-            return super().read(rows, timestep, layers, draw)
+        if view != 0 or list(rows) != list(range(first, last)):
+            return super().read(rows, timestep, layers, view)
         return {layer: self.arrays[timestep, layer][first:last] for layer in layers or self.layer_shapes}
 
 
