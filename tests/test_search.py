@@ -41,11 +41,11 @@ class Planted(ArrayFeatures):
         self.attributes = {"made": "by a test"}
         self.asked: set[int] = set()
 
-    def read(self, rows, timestep, layers=None, draw=0):
+    def read(self, rows, timestep, layers=None, view=0):
         self.asked |= set(rows)
-        return super().read(rows, timestep, layers, draw)
+        return super().read(rows, timestep, layers, view)
 
-    def why_absent(self, timestep, layer, draw=0):
+    def why_absent(self, timestep, layer, view=0):
         there = (timestep, layer) in self.arrays
         return None if there else f"{self.path} has no t{timestep:04d}/{layer}"
 

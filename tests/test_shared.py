@@ -26,10 +26,10 @@ class Counted(ArrayFeatures):
         )
         self.count = {key: np.zeros(9, int) for key in self.arrays}
 
-    def read(self, rows, timestep, layers=None, draw=0):
+    def read(self, rows, timestep, layers=None, view=0):
         for layer in layers or self.layer_shapes:
             np.add.at(self.count[timestep, layer], list(rows), 1)
-        return super().read(rows, timestep, layers, draw)
+        return super().read(rows, timestep, layers, view)
 
 
 @pytest.mark.parametrize("memory", [0, 3 * BYTES_PER_ROW, 2**20])

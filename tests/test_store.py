@@ -17,26 +17,30 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tiny_backbone import SIZE, backbone, data_set
 
-from tedm.config import FeaturesConfig
+from tedm.config import AugmentationConfig, FeaturesConfig
 from tedm.errors import TedmError
 from tedm.features import store as layout
 from tedm.features.dataset import FeatureDataset
 from tedm.features.extract import extract
+from tedm.features.job import Views
 from tedm.features.reader import FeatureStore
 from tedm.features.rounding import keep_bits
+from tedm.features.store import Recipe
 
 N = 11
 STEPS = (10, 50)
+RECIPE = Recipe(AugmentationConfig(), 5)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    data = data_set(folder / "tiny.h5", images=N)
-    settings = FeaturesConfig(images_per_shard=4, draws=2)
+    data = data_set(folder / "tiny.h5", images=N, splits=["test"] * 3 + ["train"] * (N - 3))
+    settings = FeaturesConfig(images_per_shard=4)
     for timestep in STEPS:
-        manifest = folder / f"tiny.t{timestep:04d}.json"
-        extract(backbone(), data, folder / "tiny.zarr", manifest, timestep, settings, 0)
+        for views, name in ((None, ""), (Views.first(RECIPE, 1), ".views1")):
+            manifest = folder / f"tiny.t{timestep:04d}{name}.json"
+            extract(backbone(), data, folder / "tiny.zarr", manifest, timestep, settings, 0, views=views)
     return folder / "tiny.zarr"
 
 
@@ -53,16 +57,16 @@ def test_plain_zarr_reads_the_same_numbers_and_the_tree_shows_timestep_and_layer
     assert group.attrs["dataset"] == "Tiny"
     assert {path for path, _ in group.members(max_depth=None)} == {
         *(f"t{t:04d}" for t in STEPS),
-        *(f"t{t:04d}/draw1" for t in STEPS),
+        *(f"t{t:04d}/view1-{RECIPE.digest}" for t in STEPS),
         *(f"t{t:04d}/{layer}" for t in STEPS for layer in ("up0", "up1")),
-        *(f"t{t:04d}/draw1/{layer}" for t in STEPS for layer in ("up0", "up1")),
+        *(f"t{t:04d}/view1-{RECIPE.digest}/{layer}" for t in STEPS for layer in ("up0", "up1")),
     }
     features = FeatureStore.open(made)
     for t in STEPS:
         for layer, values in features.read(range(N), t).items():
             np.testing.assert_array_equal(group[f"t{t:04d}/{layer}"][:], values)
-        for layer, values in features.read(range(N), t, draw=1).items():
-            np.testing.assert_array_equal(group[f"t{t:04d}/draw1/{layer}"][:], values)
+        for layer, values in features.read(range(3, 8), t, view=1).items():
+            np.testing.assert_array_equal(group[f"t{t:04d}/view1-{RECIPE.digest}/{layer}"][:], values)
 
 
 def test_attributes_say_everything_that_a_stranger_needs(made):
@@ -174,11 +178,12 @@ def test_a_store_of_another_backbone_or_data_set_is_refused_with_what_to_do(made
 
 
 @pytest.mark.parametrize(
-    ("timestep", "layers", "draw"), [(51, None, 0), (50, ["up9"], 0), (50, ["../up0"], 0), (50, None, 2)]
+    ("timestep", "layers", "view"), [(51, None, 0), (50, ["up9"], 0), (50, ["../up0"], 0), (50, None, 2)]
 )
-def test_what_is_not_in_the_store_is_refused_with_what_there_is(made, timestep, layers, draw):
-    with pytest.raises(TedmError, match=r"timesteps: t0010, t0050(.|\n)*extract"):
-        FeatureStore.open(made).read([0], timestep, layers, draw)
+def test_what_is_not_in_the_store_is_refused_with_what_there_is(made, timestep, layers, view):
+    again = r"extract_views" if view else r"extract_features"
+    with pytest.raises(TedmError, match=rf"timesteps: t0010, t0050(.|\n)*{again}"):
+        FeatureStore.open(made).read([3], timestep, layers, view)
 
 
 def test_damage_is_never_read_as_features(copy):
@@ -275,16 +280,27 @@ def test_metadata_that_is_not_json_is_refused(copy):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "t0050", "up0", "t50/up0", "t0050/../up0", "t00050/up0", "t0050/draw0/up0", "/t0050/up0"]
+    "text",
+    [
+        *("", "t0050", "up0", "t50/up0", "t0050/../up0", "t00050/up0", "t0050/draw1/up0", "/t0050/up0"),
+        *("t0050/view1/up0", "t0050/view0-3fa9c2d0/up0", "t0050/view01-3fa9c2d0/up0"),
+        *("t0050/view1-3FA9C2D0/up0", "t0050/view1-3fa9c2d0", "t0050/view1-3fa9c2d/up0"),
+    ],
 )
 def test_text_that_names_no_array_is_no_key(text):
     with pytest.raises(TedmError, match="look like t0050/up2"):
         layout.Key.parse(text)
 
 
-@given(st.integers(0, 99_999), st.integers(0, 99), st.from_regex(r"up[0-9]", fullmatch=True))
-def test_keys_are_read_back_from_their_text(timestep, draw, layer):
-    key = layout.Key(timestep, draw, layer)
+@given(
+    st.integers(0, 99_999),
+    st.one_of(
+        st.just((0, "")), st.tuples(st.integers(1, 99), st.from_regex(r"[0-9a-f]{8}", fullmatch=True))
+    ),
+    st.from_regex(r"up[0-9]", fullmatch=True),
+)
+def test_keys_are_read_back_from_their_text(timestep, view, layer):
+    key = layout.Key(timestep, *view, layer)
     assert layout.Key.parse(str(key)) == key
 
 

@@ -292,20 +292,27 @@ def test_arrays_of_somebody_else_are_named_and_left_alone(folder, store):
     assert files_of(store) == before
 
 
-def test_stores_with_several_draws_are_mended(folder, store):
-    make(folder, 50, draws=2)
+def test_a_store_that_has_noise_draws_is_read_and_extracted_and_the_draws_can_be_removed(folder, store):
+    """As versions before there were views could make one: t0050/draw1/up0, also in the record."""
     sound = files_of(store)
-    for node in ("t0050/draw1", "t0050/draw1/up0"):
-        cut(store / node / "zarr.json")
-    (store / "t0050/draw1/.zarr.json.0a1b2c3d.partial").write_bytes(b"half")
-    found = [(p.key, p.kind) for p in check.verify(store)]
-    assert found == [
-        ("t0050/draw1", "damaged"),
-        ("t0050/draw1", "litter"),
-        ("t0050/draw1/up0", "foreign"),
-    ]
-    assert len(check.repair(store, backbone(), folder / "tiny.h5")) == 3
+    content = json.loads((store / "t0050" / "zarr.json").read_text())
+    shards = content["attributes"]["shards"]
+    shards |= {key.replace("t0050/", "t0050/draw1/"): digests for key, digests in shards.items()}
+    (store / "t0050" / "zarr.json").write_text(json.dumps(content))
+    for layer in ("up0", "up1"):
+        copy = shutil.copytree(store / "t0050" / layer, store / "t0050" / "draw1" / layer)
+        of_copy = json.loads((copy / "zarr.json").read_text())
+        of_copy["attributes"]["draw"] = 1
+        (copy / "zarr.json").write_text(json.dumps(of_copy))
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    (store / "t0050" / "draw1" / "zarr.json").write_text(json.dumps(group))
+    assert FeatureStore.open(store).timesteps == STEPS
+    FeatureStore.open(store).read(range(10), 50)
+    assert {(p.key.startswith("t0050/draw1"), p.kind) for p in check.verify(store)} == {(True, "unknown")}
+    make(folder, 50)
+    assert check.rm(store, "t0050/draw1")
     assert files_of(store) == sound
+    assert check.verify(store) == []
 
 
 def test_a_live_extraction_is_not_cleared_away(folder, store):

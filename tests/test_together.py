@@ -126,9 +126,9 @@ def test_features_are_read_once_for_all(place, tmp_path, monkeypatch):
     read = []
     original = fitting.FeatureStore.read
 
-    def counted(self, rows, timestep, layers=None, draw=0):
+    def counted(self, rows, timestep, layers=None, view=0):
         read.extend((timestep, int(row)) for row in rows)
-        return original(self, rows, timestep, layers, draw)
+        return original(self, rows, timestep, layers, view)
 
     monkeypatch.setattr(fitting.FeatureStore, "read", counted)
     place.fit("TEDM", tmp_path / "heads")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,32 @@ def backbone(seed: int = 0, width: int = 8) -> DiffusionBackbone:
     return DiffusionBackbone(network, Schedule(T, "cosine"), (1, SIZE, SIZE), (-1.0, 1.0), digest)
 
 
-def data_set(path: Path, images: int = 10, seed: int = 0, order: list[int] | None = None) -> Path:
+def data_set(
+    path: Path,
+    images: int = 10,
+    seed: int = 0,
+    order: list[int] | None = None,
+    *,
+    splits: list[str] | None = None,
+    subjects: list[str] | None = None,
+    masks: np.ndarray | None = None,
+    pixels: np.ndarray | None = None,
+) -> Path:
     rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (images, 1, SIZE, SIZE), dtype=np.uint8)
+    if pixels is None:
+        pixels = rng.integers(0, 256, (images, 1, SIZE, SIZE), dtype=np.uint8)
     names = [f"image{i:03d}" for i in range(images)]
+    subjects, splits = subjects or names, splits or ["test"] * images
     rows = order or list(range(images))
     prepared.write(
         path,
         "Tiny",
         [pixels[i] for i in rows],
-        None,
+        None if masks is None else [masks[i] for i in rows],
         [names[i] for i in rows],
-        [names[i] for i in rows],
-        ["test"] * images,
-        ["lungs"],
+        [subjects[i] for i in rows],
+        [splits[i] for i in rows],
+        ["lungs"] if masks is None else [f"class{k}" for k in range(masks.shape[1])],
         intensity_range=(0, 255),
         synthetic=True,
         source="drawn by a test",
@@ -53,11 +66,15 @@ def hooked_features(
     timestep: int,
     noise_seed: int,
     *,
-    draw: int = 0,
+    view: int = 0,
     shared: bool = False,
     official: bool = False,
+    pixels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Features of all images, one at a time, by hooks in the network's own forward pass."""
+    """Features of all images, one at a time, by hooks in the network's own forward pass.
+
+    With `pixels`, (C, H, W) in [0, 1] by id, those of these images alone, in that order.
+    """
     network = model.network
     kept: dict[str, list[np.ndarray]] = {f"up{i}": [] for i in range(len(network.decoder))}
     hooks = [
@@ -75,11 +92,11 @@ def hooked_features(
     for t in range(timestep + 1):
         alpha_bar *= 1 - min(1 - signal(t + 1) / signal(t), 0.999)
     with prepared.PreparedSet(data) as images, torch.no_grad():
-        for row, name in enumerate(images.ids):
+        seen = pixels or {name: images.images([row])[0] for row, name in enumerate(images.ids)}
+        for name, x0 in seen.items():
             names = [] if shared else [name]
-            rng = seeds.generator(noise_seed, "noise", *names, timestep, draw)
+            rng = seeds.generator(noise_seed, "noise", *names, timestep, view)
             noise = rng.standard_normal(images.image_shape, dtype=np.float32)
-            x0 = images.images([row])[0]
             x0 = x0 if official else 2 * x0 - 1
             x_t = np.float32(math.sqrt(alpha_bar)) * x0 + np.float32(math.sqrt(1 - alpha_bar)) * noise
             network(torch.from_numpy(x_t)[None], torch.tensor([timestep]))

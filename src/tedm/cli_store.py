@@ -142,10 +142,10 @@ def prune(
 @app.command()
 def rm(
     store: Store,
-    key: Annotated[str, typer.Argument(help="t0050, t0050/draw1 or t0050/up2.")],
+    key: Annotated[str, typer.Argument(help="t0050, t0050/view1-3fa9c2d0 or t0050/up2.")],
     yes: Yes = False,
 ) -> None:
-    """Remove one timestep, draw or array."""
+    """Remove one timestep, view or array."""
     from tedm.features import check
 
     _removed(check.rm(store, key, dry_run=not yes), yes)

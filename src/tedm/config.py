@@ -741,6 +741,11 @@ def json_schema() -> dict[str, Any]:
     return Experiment.model_json_schema()
 
 
+REMOVED = {  # settings of earlier versions
+    "features.draws": "; a head that is to learn from more noise reads views (heads.….views), which have their own",
+}
+
+
 def _explain(error: ValidationError, values: Any, where: str) -> Iterator[str]:
     for problem in error.errors():
         # pydantic puts the tag of a union and, for a wrong key, "[key]" where the YAML has no such key.
@@ -754,7 +759,7 @@ def _sentence(path: str, problem: Any, allowed: set[str]) -> str:
     """One of pydantic's problems, in the words of whoever writes the YAML."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{path}: unknown key{_meant(str(problem['loc'][-1]), allowed)}"
+        return f"{path}: unknown key{REMOVED.get(path) or _meant(str(problem['loc'][-1]), allowed)}"
     if kind == "missing":
         return f"{path}: missing"
     if kind == "union_tag_not_found":

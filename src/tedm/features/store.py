@@ -48,6 +48,7 @@ Digests = dict[str, list[str | None]]  # of the shards of each array; None: not 
 LARGEST_METADATA = 1 << 28  # bytes of a zarr.json that we are ready to parse
 LARGEST_IMAGE = 1 << 31  # bytes of one image's layer that we are ready to allocate
 VIEW = re.compile(r"view(?P<view>[1-9]\d{0,5})-(?P<recipe>[0-9a-f]{8})")
+OLD_DRAW = re.compile(r"t\d{4,9}/draw\d+/\w+")  # further noise of all images, before there were views
 KEY = re.compile(rf"t(?P<timestep>\d{{4,9}})(/{VIEW.pattern})?(/(?P<layer>[A-Za-z]\w{{0,63}}))?")
 
 
@@ -707,6 +708,8 @@ class Record:
 
     def _digests(self, attributes: Mapping[str, Any]) -> Digests:
         digests = attributes.get("shards", {})
+        if isinstance(digests, dict):
+            digests = {key: shards for key, shards in digests.items() if not OLD_DRAW.fullmatch(str(key))}
         if not isinstance(digests, dict) or not all(
             KEY.fullmatch(str(k))
             and isinstance(v, list)
