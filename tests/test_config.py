@@ -102,6 +102,7 @@ def test_every_experiment_that_ships_is_valid(path: Path) -> None:
         (lambda v: v["heads"]["TEDM"].update(type="nowhere:Head"), ["heads.TEDM.type", "PYTHONPATH"]),
         (lambda v: v.update(heads={}), ["at least one head or baseline"]),
         (lambda v: v.update(features={"layers": ["up9"]}), ["features.layers[0]: no layer up9"]),
+        (lambda v: v.update(features={"draws": 2}), ["features.draws: unknown key", "heads.….views"]),
         (lambda v: v.update(results="a b"), ["results"]),
         (lambda v: v["backbones"]["ddpm"].update(multipliers=[0, 1]), ["backbones.ddpm.multipliers[0]"]),
         (

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tedm.config import DDPMConfig, FeaturesConfig, OptimizerConfig
+from tedm.config import AugmentationConfig, DDPMConfig, FeaturesConfig, OptimizerConfig
 from tedm.data import prepared
 from tedm.diffusion.train import train_backbone
+from tedm.features.store import Recipe
 
 BIN = Path(sys.executable).parent
 UNTRAINED = DDPMConfig(
@@ -19,18 +21,22 @@ UNTRAINED = DDPMConfig(
 )  # fmt: skip
 
 
-def test_two_processes_extract_the_files_of_one_and_one_manifest_for_each_timestep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("views", [0, 2])
+def test_two_processes_extract_the_files_of_one_and_one_manifest_for_each_timestep(
+    tmp_path: Path, views: int
+) -> None:
     data = tmp_path / "tiny.h5"
     images = np.random.default_rng(0).integers(0, 256, (11, 1, 16, 16), np.uint8)
     ids = [f"i{i}" for i in range(11)]
     prepared.write(
-        data, "Tiny", images, None, ids, ids, ["unlabelled"] * 11, ["lungs"], intensity_range=(0, 255),
+        data, "Tiny", images, None, ids, ids, ["train"] * 11, ["lungs"], intensity_range=(0, 255),
         synthetic=True, source="drawn", licence="", cite="",
     )  # fmt: skip
     train_backbone(data, UNTRAINED, 0, tmp_path / "ddpm")
     spec = {
         "features": FeaturesConfig(images_per_shard=2, batch_size=4).model_dump(exclude={"location"}),
         "seed": 0,
+        "recipe": Recipe(AugmentationConfig(), 7).stated,
     }
 
     def extract(name: str, *launch: str) -> dict[str, bytes]:
@@ -39,7 +45,7 @@ def test_two_processes_extract_the_files_of_one_and_one_manifest_for_each_timest
             *(*launch, str(BIN / "tedm"), "extract", "--spec", json.dumps(spec)),
             *("--backbone", str(tmp_path / "ddpm"), "--data", str(data)),
             *("--store", str(store), "--manifest", str(tmp_path / name / "tiny.t{timestep}.json")),
-            *("--timesteps", "50 7 50"),
+            *("--timesteps", "50 7 50", "--views", str(views)),
         ]
         # A GPU that the scheduler gave and that is none, as on a cluster's test node.
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}

@@ -26,8 +26,9 @@ from tedm.config import FeaturesConfig
 from tedm.errors import TedmError
 from tedm.features import catalogue, check
 from tedm.features import store as layout
-from tedm.features.adopt import adopt, adopt_planned, shared_store
+from tedm.features.adopt import adopt, adopt_planned, recipe_of, shared_store
 from tedm.features.extract import extract
+from tedm.features.job import Views
 from tedm.features.reader import FeatureStore
 
 GROUP, ANNA, BEN, CARL = 54320, 54321, 54322, 54323  # no names are known for them; Carl is not of the group
@@ -250,6 +251,34 @@ def test_planning_takes_over_what_is_complete_and_only_that(
     shard.unlink()
     shutil.rmtree("results/features")
     assert sorted(adopt_planned(experiment).values()) == [[10], [200]]
+
+
+def test_planning_takes_over_views_of_the_experiments_ranges_and_no_others(
+    newcomer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(newcomer)
+    stated = yaml.safe_load(Path("experiment.yaml").read_text())
+    stated["heads"]["LR"]["views"] = 2
+    stated["features"]["view_subjects"] = 3
+    experiment, other = (config.parse(stated | {"augmentation": {"zoom": zoom}}) for zoom in (0.2, 0.3))
+    data = Path("results/data/jsrt.h5")
+    data_set(data, splits=["train"] * 4 + ["test"] * 6)
+    model, results = backbone(), Path("results/features/ddpm")
+    store = shared_store(f"{newcomer}/group", "ddpm", model.digest, data, experiment.features, TINY["seed"])
+    extract(model, data, store, None, 10, experiment.features, TINY["seed"])
+    for views, timestep in ((2, 10), (1, 200)):  # of t = 200 one is missing
+        wanted = Views.first(recipe_of(experiment), views)
+        extract(model, data, store, None, timestep, experiment.features, TINY["seed"], views=wanted)
+    for e, found in ((other, set()), (experiment, {"jsrt.t0010.views2.json"})):
+        shutil.rmtree(results, ignore_errors=True)
+        adopt_planned(e)
+        made = {path.name for path in results.iterdir()}
+        assert made == {"jsrt.t0010.json", "nih.t0010.json"} | found
+    run = snakemake(newcomer, "--dry-run", "results/heads/LR/n1/seed0/head.safetensors")
+    assert not re.search(r"^extract_views ", run.stdout + run.stderr, flags=re.M)  # the file has no views
+    Path("experiment.yaml").write_text(yaml.safe_dump(stated))
+    run = snakemake(newcomer, "--dry-run", "results/heads/LR/n1/seed0/head.safetensors")
+    assert re.search(r"^extract_views +1$", run.stdout + run.stderr, flags=re.M), run.stderr
 
 
 def test_snakemake_plans_no_job_for_features_that_are_there(newcomer: Path) -> None:

@@ -26,14 +26,16 @@ from test_workflow import snakemake, write_experiment
 from tiny_backbone import backbone, data_set
 
 from tedm import config
-from tedm.config import FeaturesConfig
+from tedm.config import AugmentationConfig, FeaturesConfig
 from tedm.errors import TedmError
 from tedm.features import catalogue, check
 from tedm.features import store as layout
-from tedm.features.adopt import shared_store
+from tedm.features.adopt import adopt, shared_store
 from tedm.features.dataset import FeatureDataset
 from tedm.features.extract import extract
+from tedm.features.job import Views
 from tedm.features.reader import FeatureStore
+from tedm.features.store import Recipe
 
 N, T = 10, 50
 KEY, SECRET = "AKIDOFATEST", "very/secret+of/a+test"
@@ -68,7 +70,7 @@ def server():
 def folder(tmp_path_factory):
     """A data set, and a local store of it."""
     folder = tmp_path_factory.mktemp("local")
-    data_set(folder / "tiny.h5", images=N)
+    data_set(folder / "tiny.h5", images=N, splits=["test"] * 4 + ["train"] * 6)
     run(folder / "tiny.zarr", folder)
     return folder
 
@@ -194,6 +196,54 @@ def test_one_image_costs_its_own_bytes_and_an_index(server, folder, url):
     tell(server, "accept")
     features.read([3, 4, 5, 8], T, ["up1"])
     assert len(tell(server, "log").split("\n")) == 2  # neighbours come in one request
+
+
+VIEWS = Views.first(Recipe(AugmentationConfig(), 5), 2)
+
+
+def test_views_in_a_bucket_have_the_bytes_of_those_in_a_directory_are_resumed_and_mended(
+    server, folder, url, tmp_path
+):
+    for store in (url, tmp_path / "tiny.zarr"):
+        run(store, folder)
+    tell(server, "refuse?after=7&status=503")
+    with pytest.raises(TedmError, match="goes on from there"):
+        run(url, folder, views=VIEWS)
+    tell(server, "accept")
+    made, model = [key for key in objects(url) if "/view" in key and "/c." in key], backbone()
+    assert made
+    run(url, folder, views=VIEWS)
+    manifest = run(tmp_path / "tiny.zarr", folder, views=VIEWS)
+    assert objects(url) == local(tmp_path)
+    mine, theirs = FeatureStore.open(url), FeatureStore.open(tmp_path / "tiny.zarr")
+    for layer, values in mine.read([7, 5, 8], T, view=2).items():
+        np.testing.assert_array_equal(values, theirs.read([7, 5, 8], T, view=2)[layer])
+    again = pickle.loads(pickle.dumps(mine))
+    assert again.recipe == VIEWS.recipe
+
+    view = f"t0050/view2-{VIEWS.recipe.digest}"
+    key = f"{url.removeprefix('s3://features/')}/{view}/up1/c.1.0.0.0"
+    content = bytearray(client().get_object(Bucket="features", Key=key)["Body"].read())
+    content[10] ^= 1
+    client().put_object(Bucket="features", Key=key, Body=bytes(content))
+    client().delete_object(Bucket="features", Key=key.replace("up1/c.1.0.0.0", "zarr.json"))
+    (problem,) = check.verify(url)
+    assert (problem.key, problem.kind, problem.ids) == (f"{view}/up1", "damaged", ("image006",))
+    tell(server, "accept")
+    check.repair(url, model, folder / "tiny.h5")
+    assert {n for n, content in local(tmp_path).items() if objects(url).get(n) != content} <= {
+        f"{view}/zarr.json"
+    }
+    puts = [line for line in tell(server, "log").split("\n") if line.startswith("PUT") and "/c." in line]
+    assert len(puts) == 1
+
+    model.network = None  # any forward pass would fail
+    taken = adopt(url, model.digest, folder / "tiny.h5", SETTINGS, 0, {T: tmp_path / "m.json"}, views=VIEWS)
+    assert taken == [T]
+    told, expected = (json.loads(path.read_text()) for path in (tmp_path / "m.json", manifest))
+    assert told | {"store": ""} == expected | {"store": ""}
+    assert check.rm(url, view)
+    assert not [key for key in objects(url) if key.startswith(view)]
 
 
 # ── interruptions, several processes ────────────────────────────────────────────────────────────

@@ -742,7 +742,7 @@ def json_schema() -> dict[str, Any]:
 
 
 REMOVED = {  # settings of earlier versions
-    "features.draws": "; a head that is to learn from more noise reads views (heads.….views), which have their own",
+    "features.draws": "; for more noise let heads read views (heads.….views), each with its own",
 }
 
 

@@ -531,6 +531,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest if sound else {}
 
 
+def _views_of(manifest: Path) -> Views | None:
+    """The views that a manifest tells of; None where it tells of none."""
+    stated = _read_manifest(manifest).get("views")
+    try:
+        numbers = tuple(int(number) for number in stated["numbers"])  # type: ignore[index]
+        return Views(Recipe.of(stated), numbers) if numbers and min(numbers) > 0 else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _restate(
     location: Location, root: RootInfo, timestep: int, problems: Sequence[Problem]
 ) -> list[Problem]:
@@ -555,7 +565,7 @@ def _restate(
     recipes = _recipes(location)
     for key in foreign if {"images_per_shard", "codec"} <= {*settings} else []:
         if key.view and key.recipe not in recipes:
-            raise _unknown(location, timestep)
+            raise _unknown(location, timestep, key)
         recipe = recipes[key.recipe] if key.view else None
         count = len(root.images(recipe))
         images, shape = min(count, settings["images_per_shard"]), (count, *root.layers[key.layer])
@@ -639,32 +649,29 @@ def _parts(location: Location, root: RootInfo, timestep: int, problems: Sequence
             parts.append(_Part(None, settings, manifest_of(location, timestep)))
             continue
         if digest not in recipes:
-            raise _unknown(location, timestep)
+            raise _unknown(location, timestep, min(mine))
         numbers = tuple(sorted({key.view for key in mine}))
         parts.append(_Part(Views(recipes[digest], numbers), settings, None))
         for path in view_manifests(location, timestep):
-            told = _read_manifest(path).get("views", {})
-            if told.get("recipe") == digest and {*told["numbers"]} <= {*numbers}:
-                parts.append(_Part(Views(recipes[digest], tuple(told["numbers"])), settings, path))
+            told = _views_of(path)
+            if told is not None and told.recipe.digest == digest and {*told.numbers} <= {*numbers}:
+                parts.append(_Part(told, settings, path))
     return parts
 
 
 def _recipes(location: Location) -> dict[str, Recipe]:
     """The recipes of a store's views by digest, as its arrays and the manifests beside it state them."""
-    stated = [
-        _read_manifest(path).get("views")
+    manifests = (
+        _views_of(path)
         for timestep in layout.list_timesteps(location)
         for path in view_manifests(location, timestep)
-    ]
+    )
+    recipes = {views.recipe.digest: views.recipe for views in manifests if views is not None}
     for key in layout.list_keys(location):
         if key.view:
-            with contextlib.suppress(TedmError):  # broken
-                stated.append((location.metadata(str(key)) or {}).get("attributes"))
-    recipes = {}
-    for each in stated:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            recipe = Recipe.of(each)
-            recipes[recipe.digest] = recipe
+            with contextlib.suppress(TedmError, KeyError, TypeError, ValueError):  # broken
+                recipe = Recipe.of((location.metadata(str(key)) or {})["attributes"])
+                recipes[recipe.digest] = recipe
     return recipes
 
 
@@ -684,12 +691,12 @@ def _settings(
         raise _unknown(location, timestep) from None
 
 
-def _unknown(location: Location, timestep: int) -> TedmError:
-    name = f"t{timestep:04d}"
+def _unknown(location: Location, timestep: int, view: Key | None = None) -> TedmError:
+    name = view.groups[-1] if view else f"t{timestep:04d}"
     return TedmError(
         f"{location}/{name}: nothing states the settings that it was made with any more.\n"
         f"  Delete it:      tedm store rm {location} {name} --yes\n"
-        f"  and make it:    {layout.EXTRACT_AGAIN}"
+        f"  and make it:    {layout.EXTRACT_VIEWS_AGAIN if view else layout.EXTRACT_AGAIN}"
     )
 
 
@@ -775,6 +782,9 @@ def _remove(location: Location, keys: Sequence[Key], *, dry_run: bool) -> list[R
                 record.write({k: v for k, v in record.read().items() if k in left})
             for key in mine:
                 location.remove(str(key))
+            for view in {key.groups[-1] for key in mine if key.view}:
+                if not any(key.startswith(f"{view}/") for key in left):
+                    location.remove(view)
             if not left:
                 location.remove(record.path)
             _tell_workflow(location, timestep, left)

@@ -35,6 +35,8 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self.timesteps = tuple(store.timesteps if timesteps is None else timesteps)
         self.layers = tuple(store.layer_shapes if layers is None else layers)
         self.view = view
+        for timestep in self.timesteps if view else ():
+            store.read([], timestep, self.layers, view)  # says what is absent
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -52,7 +52,6 @@ class FeatureStore:
         dtype: of the features.
         recipes: of the views that are there, by digest.
         recipe: of the views that are read; None where there are none.
-        view_rows: images that have views.
         attributes: all that the store says of itself.
     """
 
@@ -102,7 +101,7 @@ class FeatureStore:
         self._asked = recipe
         chosen = next(iter(self.recipes)) if recipe is None and len(self.recipes) == 1 else recipe
         self.recipe = self.recipes.get(chosen or "")
-        self.view_rows = tuple(root.images(self.recipe)) if self.recipe else ()
+        self._view_rows = tuple(root.images(self.recipe)) if self.recipe else ()
 
     @classmethod
     def open(
@@ -136,6 +135,12 @@ class FeatureStore:
                     f"  or read another store:   one whose {what} is {asked[:12]}…"
                 )
         return self
+
+    @property
+    def view_rows(self) -> tuple[int, ...]:
+        """Images that have views, of the recipe that is read; a TedmError where it is not known which."""
+        self._check_recipe()
+        return self._view_rows
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -174,13 +179,16 @@ class FeatureStore:
     def _key(self, timestep: int, view: int, layer: str) -> Key:
         if not view:
             return Key(timestep, 0, "", layer)
+        self._check_recipe()
+        # Where there are none, an array that is absent says so.
+        return Key(timestep, view, self.recipe.digest if self.recipe else self._asked or "0" * 8, layer)
+
+    def _check_recipe(self) -> None:
         if self.recipe is None and self._asked is None and self.recipes:
             raise TedmError(
                 f"{self.path}: has views of several recipes ({', '.join(sorted(self.recipes))}); say which"
                 " one to read: FeatureStore.open(…, recipe=…)"
             )
-        # Where there are none, an array that is absent says so.
-        return Key(timestep, view, self.recipe.digest if self.recipe else self._asked or "0" * 8, layer)
 
     def why_absent(self, timestep: int, layer: str, view: int = 0) -> str | None:
         """Why an array cannot be read, and what to do; None where it can be."""

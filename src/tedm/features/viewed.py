@@ -82,6 +82,8 @@ class ViewedFeatures:
     def _apart(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Image and view of each row."""
         own = len(self.store)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise TedmError(f"rows {rows.min()} … {rows.max()} are not in 0 … {len(self) - 1}")
         pairs = [(int(row), 0) if row < own else self.pairs[row - own] for row in rows]
         table = np.array(pairs, np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
