@@ -206,7 +206,7 @@ def test_views_in_a_bucket_have_the_bytes_of_those_in_a_directory_are_resumed_an
 ):
     for store in (url, tmp_path / "tiny.zarr"):
         run(store, folder)
-    tell(server, "refuse?after=7&status=503")
+    tell(server, "refuse?after=11&status=503")  # groups, arrays, the record, two shards
     with pytest.raises(TedmError, match="goes on from there"):
         run(url, folder, views=VIEWS)
     tell(server, "accept")

@@ -108,6 +108,22 @@ def test_more_images_timesteps_sizes_and_seeds_take_longer() -> None:
     assert of_baseline[1] > 3 * of_baseline[0]
 
 
+def test_views_ask_for_their_passes_and_a_head_that_learns_from_them_for_more() -> None:
+    few, many, all_of_them = (
+        load("config.yaml", features__view_subjects=subjects, heads__LR__views=8)
+        for subjects in (7, 14, 10_000)
+    )
+    asked = [requests.extract_views(e, "ddpm", 8, 1, 0) for e in (few, many, all_of_them)]
+    assert asked[1].seconds == pytest.approx(2 * asked[0].seconds)
+    # No more than there are images.
+    assert asked[2].seconds == pytest.approx(8 * requests.extract(DEMO, "ddpm", "jsrt", 1, 0).seconds)
+    assert requests.extract_views(few, "ddpm", 4, 1, 0).seconds == pytest.approx(asked[0].seconds / 2)
+    assert asked[0].bytes == requests.extract(DEMO, "ddpm", "jsrt", 1, 0).bytes
+    plain, seeing = requests.fit(DEMO, "LR", 1), requests.fit(many, "LR", 1)
+    assert seeing.bytes > plain.bytes
+    assert seeing.seconds > plain.seconds
+
+
 def test_gpus_take_less_time_and_each_process_its_own_memory() -> None:
     one, two = requests.train(DEMO, "ddpm", 8, 1), requests.train(DEMO, "ddpm", 8, 2)
     assert two.seconds == one.seconds / 2 < requests.train(DEMO, "ddpm", 8, 0).seconds

@@ -272,6 +272,132 @@ def test_timesteps_extracted_together_are_those_extracted_one_by_one(
     assert (run.stdout + run.stderr).count("Rule: fit_head") == 1
 
 
+def with_views(views: int, change: Callable[[dict[str, Any]], Any] = lambda e: None) -> Callable[..., None]:
+    """The experiment with a head that learns from so many views."""
+
+    def changed(e: dict[str, Any]) -> None:
+        e["features"]["view_subjects"] = 3
+        e["heads"]["TEDM-views"] = {**e["heads"]["TEDM"], "views": views}
+        change(e)
+
+    return changed
+
+
+def gamma(e: dict[str, Any]) -> None:
+    e["augmentation"] = {"gamma": 0.3}
+
+
+def more_subjects(e: dict[str, Any]) -> None:
+    e["features"]["view_subjects"] = 4
+
+
+@pytest.fixture(scope="module")
+def viewed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment, after the head was added and the same command was run again."""
+    directory = tmp_path_factory.mktemp("viewed") / "copy"
+    shutil.copytree(finished, directory, symlinks=True)
+    write_experiment(directory, with_views(2))
+    results = directory / "results"
+    parts = ("data", "backbones", "features", "heads", "baselines", "scores")
+    before = {f: f.read_bytes() for part in parts for f in (results / part).rglob("*") if f.is_file()}
+    run = snakemake(directory, "results/table1.csv")
+    assert run.returncode == 0, run.stdout + run.stderr
+    rules = Counter(re.findall(r"Rule: (\w+)", run.stdout + run.stderr))
+    assert rules == {"extract_views": 2, "fit_head": 1, "score_head": 1, "table1": 1}
+    changed = {f.relative_to(results) for f, content in before.items() if f.read_bytes() != content}
+    # The records of the two timesteps, which have the shards of the views now.
+    assert {str(f) for f in changed} == {f"features/ddpm/jsrt.zarr/t{t:04d}/zarr.json" for t in (10, 200)}
+    return directory
+
+
+def test_a_head_with_views_is_a_method_of_the_table_and_plans_nothing_again(
+    viewed: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(viewed / "results" / "table1_long.csv")
+    assert set(table.method) == {"Supervised", "LR", "LR t=10", "TEDM", "TEDM-views"}
+    own = table[table.method == "TEDM-views"]["mean"].to_numpy()
+    assert (own != table[table.method == "TEDM"]["mean"].to_numpy()).any()
+    assert planned(viewed, tmp_path, with_views(2)) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "plan"),
+    [
+        (with_views(4), {"extract_views": 2, "fit_head": 1, "score_head": 1, "table1": 1}),
+        (with_views(0), {"fit_head": 1, "score_head": 1, "table1": 1}),
+        (with_views(2, more_subjects), {"extract_views": 2, "fit_head": 1, "score_head": 1, "table1": 1}),
+        # The baseline augments its images, too.
+        (
+            with_views(2, gamma),
+            {
+                "extract_views": 2,
+                "fit_head": 1,
+                "score_head": 1,
+                "fit_supervised": 2,
+                "score_supervised": 1,
+                "table1": 1,
+            },
+        ),
+    ],
+    ids=["more views", "no views", "more subjects", "other ranges"],
+)
+def test_a_change_of_views_plans_what_reads_them(
+    viewed: Path, tmp_path: Path, change: Callable[..., None], plan: dict[str, int]
+) -> None:
+    assert planned(viewed, tmp_path, change) == plan
+
+
+def test_ranges_are_nothing_to_heads_without_views(finished: Path, tmp_path: Path) -> None:
+    def change(e: dict[str, Any]) -> None:
+        gamma(e)
+        more_subjects(e)
+
+    assert planned(finished, tmp_path, change) == {"fit_supervised": 2, "score_supervised": 1, "table1": 1}
+
+
+def test_more_views_are_computed_beside_those_that_are_there(viewed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(viewed, directory, symlinks=True)
+    write_experiment(directory, with_views(4))
+    features = directory / "results/features/ddpm"
+    kept = {f: f.stat().st_mtime_ns for f in features.rglob("c.*") if f.is_file()}
+    heads = [
+        f for name in ("LR", "TEDM") for f in (directory / "results/heads" / name).rglob("*.safetensors")
+    ]
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in heads}
+    run = snakemake(directory, "results/heads/TEDM-views/n1/seed0/head.safetensors")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert kept
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept
+    views = {f.parent.parent.name[:5] for f in features.rglob("t0010/view*/*/c.*")}
+    assert views == {"view1", "view2", "view3", "view4"}
+    assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in heads} == before
+    log = (directory / "results/logs/features/ddpm/jsrt.t0010.views4.log").read_text()
+    assert "12/12 images" in log  # of which six were there
+    # Back at two, those are found.
+    write_experiment(directory, with_views(2))
+    run = snakemake(directory, "--dry-run", "results/heads/TEDM-views/n1/seed0/head.safetensors")
+    assert not re.search(r"^extract_views ", run.stdout + run.stderr, flags=re.MULTILINE)
+
+
+def test_views_extracted_together_are_those_extracted_one_by_one(viewed: Path, tmp_path: Path) -> None:
+    def together(e: dict[str, Any]) -> None:
+        e["features"]["together"] = True
+
+    directory = tmp_path / "copy"
+    shutil.copytree(viewed, directory, symlinks=True)
+    features = directory / "results/features/ddpm"
+    before = {f.relative_to(features): f.read_bytes() for f in features.rglob("*") if f.is_file()}
+    shutil.rmtree(features)
+    write_experiment(directory, with_views(2, together))
+    run = snakemake(directory, "results/heads/TEDM-views/n1/seed0/head.safetensors")
+    assert run.returncode == 0, run.stdout + run.stderr
+    rules = Counter(re.findall(r"Rule: (\w+)", run.stdout + run.stderr))
+    assert (rules["extract_features"], rules["extract_views"]) == (1, 1)
+    after = {f.relative_to(features): f.read_bytes() for f in features.rglob("*") if f.is_file()}
+    assert after == {name: content for name, content in before.items() if "nih" not in str(name)}
+
+
 def test_comments_and_order_in_the_config_plan_nothing(finished: Path, tmp_path: Path) -> None:
     def change(e: dict[str, Any]) -> None:
         e["backbones"]["ddpm"] = dict(reversed(e["backbones"]["ddpm"].items()))
