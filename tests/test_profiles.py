@@ -28,6 +28,7 @@ def test_a_profile_groups_rules_that_exist(profile: str) -> None:
     settings = load(profile)
     assert settings["groups"].keys() <= RULES
     assert settings["group-components"].keys() <= set(settings["groups"].values())
+    assert settings["groups"]["extract_views"] == settings["groups"]["extract_features"]
 
 
 def test_cluster_profiles_agree_but_for_how_jobs_are_submitted() -> None:

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from tiny_backbone import SIZE, backbone, data_set, hooked_features
 
-from tedm import augmentation, config, fitting, seeds
+from tedm import augmentation, config, evaluation, fitting, seeds
 from tedm.config import AugmentationConfig, FeaturesConfig
 from tedm.data.prepared import PreparedSet
 from tedm.errors import TedmError
@@ -30,6 +30,7 @@ from tedm.features.viewed import ViewedFeatures
 from tedm.features.views import drawn, seen
 from tedm.files import write_json
 from tedm.heads import ArrayFeatures, Head, base
+from tedm.search import Budget, search_timesteps
 
 N, T = 8, 50
 SPLITS = ["test", "train", "train", "train", "train", "val", "train", "val"]
@@ -1049,6 +1050,29 @@ def test_a_head_without_views_has_the_bytes_of_one_before_there_were_views(kind,
         assert plain[n].read_bytes() == without[n].read_bytes()
         assert about(seeing[n])["digest"] != about(plain[n])["digest"]
         assert seeing[n].read_bytes() != plain[n].read_bytes()
+
+
+def test_a_search_reads_views_and_judges_by_images_as_they_are(made, tmp_path):
+    results = tmp_path / "results"
+    store = shutil.copytree(made / "tiny.zarr", results / "features" / "ddpm" / "tiny.zarr")
+    (results / "data").mkdir()
+    shutil.copy(made / "tiny.h5", results / "data")
+    digest = results / "backbones" / "ddpm" / "digest.json"
+    write_json(digest, {"digest": backbone().digest})
+    check.rm(store, f"t0010/view2-{RECIPE.digest}")
+    looking = experiment(seeing={"views": 2}).model_copy(update={"results": str(results)})
+    found = search_timesteps(looking, "seeing", 2, tmp_path / "found", budget=Budget())
+    assert found.subset == (T,)  # the only one with both views
+    spec = spec_of("ridge", **WITH_VIEWS) | {"name": "seeing-found", "timesteps": [T], "n": 2, "seed": 0}
+    spec["experiment_seed"] = 7
+    fitting.fit_head(spec, made / "tiny.h5", str(store), digest, tmp_path / "head.safetensors")
+    with PreparedSet(made / "tiny.h5") as prepared:
+        predicted = base.load(tmp_path / "head.safetensors").predict_proba(FeatureStore.open(store), [5, 7])
+        scores = evaluation.scores(predicted, prepared.masks([5, 7]), ["v", "w"], prepared.classes)
+    assert found.dice == scores[scores["metric"] == "dice"]["value"].mean()
+    check.rm(store, f"t0050/view2-{RECIPE.digest}")
+    with pytest.raises(TedmError, match="extract_views"):
+        search_timesteps(looking, "seeing", 2, tmp_path / "again", budget=Budget())
 
 
 def test_a_head_is_fitted_again_with_other_views_and_only_then(folder, tmp_path, capfd):
