@@ -530,7 +530,7 @@ def check(path: Annotated[Path, typer.Argument(help="Experiment (.yaml).")]) -> 
     for backbone, (passes, size) in views_taken(experiment).items():
         print(
             f"views of {images_with_views(experiment)} training images: {passes} forward passes of"
-            f" {backbone}, about {size / 1e6:.3g} MB in its feature store"
+            f" {backbone}, about {cli_store.size_text(size)} in its feature store"
         )
 
 

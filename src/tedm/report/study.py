@@ -193,7 +193,8 @@ def _claims(e: Experiment) -> Iterator[tuple[str, list[str], list[str], str, str
     concatenated = {n: h for n, h in e.heads.items() if h.settings.get("combine") == "concat"}
     for name, head in shared.items():
         for other, its in concatenated.items():
-            if set(its.timesteps) == set(head.timesteps) and its.backbone == head.backbone:
+            alike = its.backbone == head.backbone and its.views == head.views
+            if alike and set(its.timesteps) == set(head.timesteps):
                 yield (
                     "Concatenation hurts",
                     [name],
