@@ -185,6 +185,7 @@ def _removed(removals: "list[Removal]", done: bool) -> None:
 
 
 def size_text(count: float) -> str:
+    """A number of bytes for people: 3.02 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
