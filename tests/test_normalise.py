@@ -1,5 +1,6 @@
 """Greys are scaled image by image where `image.normalise` asks for it; else nothing changes."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -13,16 +14,23 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from test_dicom import dataset as dicom_dataset
 from test_dicom import write as write_dicom
+from test_models import at_network_size, experiment
 from test_prepared import content, write
+from tiny_experiment import finish
 
 from tedm import config
 from tedm.config import DatasetConfig, DicomSource, ImageConfig
 from tedm.data import contact
 from tedm.data.check import check
+from tedm.data.phantoms import draw
 from tedm.data.prepare import prepare
 from tedm.data.prepared import PreparedSet
 from tedm.data.preprocess import normalised
 from tedm.errors import TedmError
+from tedm.models import folder as model_folder
+from tedm.models import load
+from tedm.models.export import export
+from tedm.scoring import read_masks
 
 PROJECT = Path(__file__).parents[1]
 HOW = ("percentiles", "zscore")
@@ -322,3 +330,68 @@ def test_images_are_checked_and_shown_as_they_will_be_prepared(tmp_path, monkeyp
         expected = by_hand((base + skewed(0, 40, 60) // 8)[None], how)[0]
         assert_allclose(thumbnail, resized(expected, len(thumbnail)), rtol=0, atol=1e-6)
         contact.draw(tmp_path / "sheet.png", "x", found.shown["mine"], [])
+
+
+# ── models ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module", params=HOW)
+def home(request, tmp_path_factory):
+    """A finished experiment on files of 8 and 16 bits, of 60 × 50 pixels, and two of its models."""
+    place = tmp_path_factory.mktemp(request.param)
+    for index in range(10):
+        pixels, mask = draw("jsrt", index, 60, 7)
+        deep = pixels.astype(np.uint16) * 100 + 3000
+        save(place, f"c{index}.png", (deep if index % 2 else pixels)[:, 5:55])
+        save(place, f"c{index}.png", mask[:, 5:55] * np.uint8(255), "masks")
+    e = experiment(place, image={"size": 24, "normalise": request.param})
+    finish(e, place / "results")
+    for method in ("Supervised", "TEDM"):
+        export(e, place / "results", method, 3, 0, place / "models" / method)
+    return place
+
+
+@pytest.fixture
+def how(home):
+    return "zscore" if home.name.startswith("zscore") else "percentiles"
+
+
+@pytest.mark.parametrize("method", ["Supervised", "TEDM"])
+def test_an_exported_model_sees_what_the_workflow_saw(home, method):
+    ids, masks = read_masks(home / f"results/scores/{method}/n3/seed0/jsrt.npz")
+    assert len({int(name[1:]) % 2 for name in ids}) == 2  # both depths are among them
+    found = load(home / "models" / method).segment([home / f"images/{name}.png" for name in ids], ids=ids)
+    assert_array_equal(np.stack([at_network_size(one) for one in found]), masks[method])
+
+
+def test_squares_of_a_model_are_the_prepared_images_to_the_bit(home, how):
+    from tedm.models.images import read
+
+    like = model_folder.read(home / "models/TEDM").preprocessing
+    assert like.normalise == how
+    with PreparedSet(home / "results/data/jsrt.h5") as data:
+        for row, name in enumerate(data.ids):
+            found = read(home / f"images/{name}.png", like).squares(like)
+            assert_array_equal(found, data.images([row]))
+
+
+def test_an_image_gets_the_same_mask_in_whatever_depth_brightness_and_contrast(home):
+    model = load(home / "models/TEDM")
+    pixels = np.asarray(Image.open(home / "images/c0.png"))
+    expected = model.segment(home / "images/c0.png")
+    for same in (pixels, Image.fromarray(pixels), np.stack([pixels] * 3, -1)):
+        assert_array_equal(model.segment(same).probability, expected.probability)
+    for same in (pixels / np.float32(255), pixels.astype(np.uint16) * 257, pixels * 3.0 - 500):
+        assert_allclose(model.segment(same).probability, expected.probability, rtol=0, atol=1e-4)
+        assert (model.segment(same).mask == expected.mask).mean() > 0.999
+
+
+def test_model_json_and_card_say_it_and_those_without_it_are_as_before(home, how):
+    said = json.loads((home / "models/TEDM/model.json").read_text())["preprocessing"]
+    assert said["normalise"] == how
+    words = {"percentiles": "its 1st percentile becomes black", "zscore": "three standard deviations below"}
+    assert words[how] in (home / "models/TEDM/README.md").read_text()
+    plain = {key: value for key, value in said.items() if key != "normalise"}
+    before = model_folder.Preprocessing.model_validate(plain)
+    assert before.normalise == "none"
+    assert before.model_dump(mode="json") == plain  # so that older versions of tedm read it, too
