@@ -68,6 +68,7 @@ def test_the_head_of_the_docs_learns_votes_and_survives_a_file(tmp_path: Path) -
         ("docs/heads.md", 1),
         ("docs/baselines.md", 0),
         ("docs/data.md", 0),
+        ("docs/data.md", 1),
         ("docs/features.md", 0),
         ("docs/report.md", 0),
         ("docs/timesteps.md", 0),

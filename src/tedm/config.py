@@ -17,9 +17,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -31,6 +33,7 @@ Directory = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]+$")]  # becomes part
 LOCATION = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*|[A-Za-z0-9_./-]+)/?")
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Multipliers = Annotated[list[PositiveInt], Field(min_length=2, max_length=8)]
+Normalise = Literal["none", "percentiles", "zscore"]
 STUDY_TIMESTEPS = [1, 10, 25, 50, 200, 400, 600, 800]  # [Rosnati 2023, 4]
 
 
@@ -199,6 +202,8 @@ class BraTSSource(MeasuredSource):
     enhancing: int = 4  # label of the enhancing tumour; 3 from 2023 on
 
 
+VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)  # their units are cut to slices
+
 Source = Annotated[
     PhantomSource
     | BrainSource
@@ -214,9 +219,6 @@ Source = Annotated[
     | BraTSSource,
     Field(discriminator="type"),
 ]
-
-
-VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)  # that are cut to slices
 
 
 class SplitConfig(Section):
@@ -263,7 +265,26 @@ class DatasetConfig(Section):
     split: SplitConfig
 
 
-class ImageConfig(Section):
+class Normalising(Section):
+    """How each image's greys are scaled: per channel, at its own size, before it is padded or resized.
+
+    none: by one range for the whole data set. percentiles: the image's 1st and 99th percentile become 0 and
+    1 (MONAI's ScaleIntensityRangePercentiles). zscore: mean 0 and standard deviation 1 (nnU-Net), then
+    -3 … 3 become 0 … 1, since networks see images in [0, 1]. Values beyond are clipped.
+    """
+
+    normalise: Normalise = "none"  # of 2-D images; volumes are scaled by their source
+
+    @model_serializer(mode="wrap")
+    def _none_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What was made before this setting existed keeps its settings, so nothing is made again.
+        said: dict[str, Any] = dump(self)
+        if self.normalise == "none":
+            said.pop("normalise", None)
+        return said
+
+
+class ImageConfig(Normalising):
     """What the network sees."""
 
     size: int = Field(128, ge=8, le=4096)  # pixels; images are square
@@ -851,6 +872,14 @@ def _inconsistencies(e: Experiment) -> Iterator[str]:
 
 def _data_inconsistencies(e: Experiment) -> Iterator[str]:
     known = f"(data sets: {', '.join(e.datasets)})"
+    for name, dataset in e.datasets.items():
+        source = dataset.source
+        if e.image.normalise != "none" and isinstance(source, VOLUMES):
+            own = " (its settings window and percentiles)" if isinstance(source, NiftiSource) else ""
+            yield (
+                f"image.normalise: {e.image.normalise}, but datasets.{name} has volumes, and the source"
+                f" {source.type} scales each volume as a whole{own}; set image.normalise: none"
+            )
     for name, backbone in e.backbones.items():
         if not isinstance(backbone, DDPMConfig):
             yield from _adapter_inconsistencies(f"backbones.{name}", backbone)

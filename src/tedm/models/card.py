@@ -11,6 +11,10 @@ from tedm.errors import TedmError
 from tedm.models.folder import Description
 
 SHOWN = ("dice", "precision", "recall")
+NORMALISED = {
+    "percentiles": "its 1st percentile becomes black, its 99th white",
+    "zscore": "three standard deviations below its mean become black, three above it white",
+}
 
 
 def write(experiment: Experiment, results: Path, source: str, model: Description) -> str:
@@ -75,6 +79,9 @@ def _what(experiment: Experiment, source: str, model: Description) -> list[str]:
     lines = [
         f"- {sees} (others are {how} to squares and resized); masks come back at the image's own size."
     ]
+    if model.preprocessing.normalise != "none":
+        scale = NORMALISED[model.preprocessing.normalise]
+        lines.append(f"- The greys of each image are scaled before that: {scale}.")
     if model.kind == "network":
         return [f"- {model.method}: a UNet that sees images.", *lines]
     head = experiment.heads[source]
