@@ -90,7 +90,8 @@ class View:
         """
         flat = (2 * places.flip(-1) - 1).flatten(1, -2) - self.maps[:, None, :, 2]
         found = torch.linalg.solve(self.maps[:, :, :2], flat.mT).mT
-        return ((found.flip(-1) + 1) / 2).view(places.shape)
+        shares: Tensor = (found.flip(-1) + 1) / 2
+        return shares.view(places.shape)
 
     def corners(self) -> Tensor:
         """Where the view's corners lie in the image: row and column as a share of it, (N, 4, 2)."""
