@@ -316,6 +316,38 @@ VOLUME_AUGMENTATION = AugmentationConfig(gamma=0, contrast=0.2, brightness=0.05)
 Augmenting = AugmentationConfig | Literal["study"]  # study: crops, brightness, contrast [authors' code]
 
 
+def _augment_kind(value: Any) -> str | None:
+    """Which of the ways to state an augmentation a value is."""
+    if isinstance(value, Mapping | AugmentationConfig):
+        return "ranges"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "study" if value == "study" else None
+
+
+_Ranges = Annotated[AugmentationConfig, Tag("ranges")]
+_Study = Annotated[Literal["study"], Tag("study")]
+_True = Annotated[Literal[True], Tag("true")]
+_False = Annotated[Literal[False], Tag("false")]
+# With tags a wrong value is one error, not one for each of the ways.
+Augment = Annotated[
+    _True | _False | _Ranges | _Study,
+    Discriminator(
+        _augment_kind,
+        custom_error_type="augment",
+        custom_error_message="expected true, false, study, or ranges such as gamma: 0.3",
+    ),
+]
+AlwaysAugment = Annotated[
+    _True | _Ranges | _Study,
+    Discriminator(
+        _augment_kind,
+        custom_error_type="augment",
+        custom_error_message="expected true, study, or ranges such as gamma: 0.3",
+    ),
+]
+
+
 # ── diffusion backbone ──────────────────────────────────────────────────────────────────────────
 
 
@@ -562,7 +594,7 @@ class PretrainingConfig(Section):
     validation: float = Field(0.1, gt=0, lt=1)  # share of them kept for the validation loss …
     validation_max: int = Field(512, ge=2)  # … but at most so many images
     temperature: float = Field(0.1, gt=0)  # τ of NT-Xent [Chen 2020, 2.1; Chaitanya 2020, 4]
-    augment: Literal[True] | Augmenting = True  # of both views of an image, as in SupervisedConfig
+    augment: AlwaysAugment = True  # of both views of an image, as in SupervisedConfig
     training: OptimizerConfig = OptimizerConfig()  # 100,000 steps, as the diffusion model
 
 
@@ -602,7 +634,7 @@ class SupervisedConfig(Section):
     training: OptimizerConfig = OptimizerConfig(steps=20_000, batch_size=4)
     learning_rates: list[PositiveFloat] | None = Field(None, min_length=1)
     # tried one by one, of which the lowest validation loss decides; absent: training.learning_rate alone
-    augment: bool | Augmenting = True
+    augment: Augment = True
     # true: the experiment's augmentation; study: crops, brightness and contrast as in the authors' code; or
     # ranges that differ from the experiment's
 
@@ -850,6 +882,8 @@ def _resolved(node: dict[str, Any], definitions: dict[str, Any], tag: str) -> di
             node = definitions[node["$ref"].rsplit("/", 1)[1]]
         elif "discriminator" in node and tag in node["discriminator"]["mapping"]:
             node = {"$ref": node["discriminator"]["mapping"][tag]}
+        elif len(sections := [way for way in node.get("oneOf", []) if "$ref" in way]) == 1:
+            node = sections[0]  # the others are values without keys
         else:
             return node
 

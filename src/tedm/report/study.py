@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tedm import measures
-from tedm.config import BrainSource, BraTSSource, DDPMConfig, Experiment, NiftiSource, UKBBSource
+from tedm.config import VOLUMES, DDPMConfig, Experiment
 
 SMALL = 50  # the largest timestep that the study calls small (Rosnati et al. 2023, 4.1)
-VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)
 SUPERVISED = "Sup. Baseline"
 GENERALISING = "Small steps generalise better"
 METHODS = ("Global CL", "Global & Local CL", "LEDM", "LEDMe", "TEDM")
