@@ -89,6 +89,14 @@ def _what(experiment: Experiment, source: str, model: Description) -> list[str]:
     return [
         f"- {model.method}: a head of type {head.type} on the decoder activations of the backbone"
         f" {experiment.backbone_of(source)}, at timestep{'s'[: len(model.timesteps) > 1]} {steps}.",
+        *(
+            [
+                f"- It also learned from {head.views} augmented views of each labelled image of the first"
+                f" {experiment.features.view_subjects} subjects."
+            ]
+            if head.views
+            else []
+        ),
         *lines,
     ]
 
