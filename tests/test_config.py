@@ -183,6 +183,122 @@ def test_anchors_and_merged_keys_are_fine(tmp_path: Path) -> None:
     assert config.read(tmp_path / "my.yaml")["b"] == {"x": 1, "y": 3}
 
 
+# ── augmentation ────────────────────────────────────────────────────────────────────────────────
+
+
+def with_augmentation(
+    own: Any = None, of_all: dict[str, float] | None = None, source: str = "phantom"
+) -> config.Experiment:
+    """An experiment whose only baseline states `own`, or nothing."""
+    values = copy.deepcopy(VALID)
+    values["datasets"]["cxr"]["source"] = {
+        "phantom": values["datasets"]["cxr"]["source"],
+        "folder": {"type": "folder", "images": "i", "masks": "m"},
+        "nifti": {"type": "nifti", "images": "i", "masks": "m"},
+        "brain": {"type": "brain", "layout": "ukbb", "count": 9},
+        "ukbb": {"type": "ukbb", "folder": "f"},
+        "brats": {"type": "brats", "folder": "f"},
+    }[source]
+    if source == "brain":
+        values["image"] = {"classes": ["a"]}
+    values["augmentation"] = of_all or {}
+    values["baselines"] = {"Supervised": {} if own is None else {"augment": own}}
+    return config.parse(values)
+
+
+def augmentation_of(*settings: Any, **more: Any) -> config.Augmenting | None:
+    experiment = with_augmentation(*settings, **more)
+    return experiment.augmentation_of("cxr", experiment.baselines["Supervised"].augment)
+
+
+OF_IMAGES = {
+    "gamma": 0.5, "contrast": 0.4, "brightness": 0.15, "zoom": 0.2, "rotation": 9.0, "shift": 0.06,
+}  # fmt: skip
+OF_VOLUMES = {**OF_IMAGES, "gamma": 0.0, "contrast": 0.2, "brightness": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [(["phantom", "folder"], OF_IMAGES), (["nifti", "brain", "ukbb", "brats"], OF_VOLUMES)],
+)
+def test_slices_of_volumes_are_changed_less_than_images(sources: list[str], expected: Any) -> None:
+    for source in sources:
+        for own in (None, True, {}):
+            assert augmentation_of(own, source=source) == config.AugmentationConfig(**expected)
+
+
+@pytest.mark.parametrize(("source", "expected"), [("phantom", OF_IMAGES), ("nifti", OF_VOLUMES)])
+def test_the_experiment_and_then_the_baseline_replace_only_what_they_state(
+    source: str, expected: dict[str, float]
+) -> None:
+    of_all = {"gamma": 0.3, "zoom": 0.1}
+    found = augmentation_of(of_all=of_all, source=source)
+    assert found == config.AugmentationConfig(**expected | of_all)
+    found = augmentation_of({"zoom": 0.5, "shift": 0}, of_all, source)
+    assert found == config.AugmentationConfig(**expected | {"gamma": 0.3, "zoom": 0.5, "shift": 0})
+    # The default's own number, stated, counts as stated.
+    assert augmentation_of({"gamma": 0.5}, of_all, source) == config.AugmentationConfig(
+        **expected | {"gamma": 0.5, "zoom": 0.1}
+    )
+
+
+def test_study_and_false_need_no_ranges() -> None:
+    for source in ("phantom", "nifti"):
+        assert augmentation_of("study", {"gamma": 0.3}, source) == "study"
+        assert augmentation_of(False, {"gamma": 0.3}, source) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "allowed"),
+    [("baselines", "true, false, study, or ranges"), ("pretraining", "true, study, or ranges")],
+)
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ("strong", ": expected {allowed} such as gamma: 0.3, got 'strong'"),
+        (3, ": expected {allowed} such as gamma: 0.3, got 3"),
+        (None, ": expected {allowed} such as gamma: 0.3, got None"),
+        (["study"], ": expected {allowed} such as gamma: 0.3, got ['study']"),
+        ({"gama": 1}, ".gama: unknown key, did you mean gamma? (allowed: brightness, contrast, gamma,"),
+        ({"zoom": 2}, ".zoom: input should be less than or equal to 1, got 2"),
+        ({"shift": -0.1}, ".shift: input should be greater than or equal to 0, got -0.1"),
+        ({"rotation": "x"}, ".rotation: input should be a valid number"),
+    ],
+)
+def test_a_wrong_augmentation_is_one_error(section: str, allowed: str, augment: Any, message: str) -> None:
+    stage = {"baselines": {}, "pretraining": {"type": "global", "data": "cxr"}}[section]
+    text = message_after(lambda v: v.update({section: {"A": {**stage, "augment": augment}}}))
+    assert text.startswith(f"my.yaml: {section}.A.augment{message.format(allowed=allowed)}")
+    assert len(text.splitlines()) == 1
+
+
+def test_contrast_needs_views_that_differ() -> None:
+    stage = {"type": "global", "data": "cxr", "augment": False}
+    text = message_after(lambda v: v.update(pretraining={"g": stage}))
+    assert (
+        text
+        == "my.yaml: pretraining.g.augment: expected true, study, or ranges such as gamma: 0.3, got False"
+    )
+
+
+def test_a_wrong_range_of_the_experiment_names_its_path() -> None:
+    text = message_after(lambda v: v.update(augmentation={"gama": 1, "zoom": 2}))
+    assert "my.yaml: augmentation.zoom: input should be less than or equal to 1, got 2" in text
+    assert "my.yaml: augmentation.gama: unknown key, did you mean gamma?" in text
+    text = message_after(lambda v: v.update(augmentation="study"))
+    assert text == "my.yaml: augmentation: expected keys and values below it, got 'study'"
+
+
+@pytest.mark.parametrize("augment", [True, False, "study", {"gamma": 0.3}])
+def test_schema_accepts_every_way_to_state_an_augmentation(augment: Any) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    values = {**VALID, "augmentation": {"zoom": 0.1}, "baselines": {"Supervised": {"augment": augment}}}
+    jsonschema.validate(values, config.json_schema())
+    values["baselines"] = {"Supervised": {"augment": "strong"}}
+    with pytest.raises(jsonschema.ValidationError, match="strong"):
+        jsonschema.validate(values, config.json_schema())
+
+
 # ── contrastive pretraining ─────────────────────────────────────────────────────────────────────
 
 

@@ -1,6 +1,7 @@
-"""Contrastive pretraining: its losses, its views, what it changes, and how it goes on."""
+"""Contrastive pretraining: its losses, its regions, what it changes, and how it goes on."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -13,23 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tedm import checkpoint, cli, pretrained, supervised, training
-from tedm.config import GlobalCLConfig, LocalCLConfig, OptimizerConfig, SupervisedConfig
-from tedm.contrastive import views
+from tedm.augmentation import draw
+from tedm.config import AugmentationConfig, GlobalCLConfig, LocalCLConfig, OptimizerConfig, SupervisedConfig
 from tedm.contrastive.heads import GlobalNetwork, LocalNetwork
 from tedm.contrastive.losses import nt_xent
 from tedm.contrastive.pretrain import GlobalPretraining, LocalPretraining, pretrain
+from tedm.contrastive.regions import draw_regions, sample
 from tedm.data import prepared
 from tedm.digests import canonical_json
 from tedm.errors import TedmError
 from tedm.unet import UNet
 
 CPU = torch.device("cpu")
+TURNED = AugmentationConfig(rotation=180)
 BRIEF = OptimizerConfig(steps=6, batch_size=4, learning_rate=1e-3, validate_every=2, save_every=1)
 GLOBAL = GlobalCLConfig(
     type="global", data="cxr", width=8, multipliers=[1, 2], hidden=16, features=8, training=BRIEF,
@@ -141,54 +143,54 @@ def test_half_precision_embeddings_are_contrasted_in_full_precision():
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-# ── views ───────────────────────────────────────────────────────────────────────────────────────
+# ── regions ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@given(seed=st.integers(0, 2**31), height=st.integers(8, 60), width=st.integers(8, 60))
-@settings(max_examples=20)
-def test_a_view_is_its_crop_resized_then_brightened(seed, height, width):
-    random = np.random.default_rng(seed)
-    images = torch.from_numpy(random.random((3, 2, height, width), np.float32))
-    view = views.draw(np.random.default_rng(seed), 3, height, width, CPU)
-    seen = view.of(images)
-    for i, (top, left, tall, wide) in enumerate(view.boxes.int().tolist()):
-        crop = images[i : i + 1, :, top : top + tall, left : left + wide]
-        resized = F.interpolate(crop, (height, width), mode="bilinear")[0]
-        mean = resized.mean()
-        expected = ((resized - mean) * view.contrast[i] + mean + view.brightness[i]).clamp(0, 1)
-        torch.testing.assert_close(seen[i], expected, rtol=0, atol=2e-5)
-
-
-def test_crops_are_those_of_the_published_code():
-    boxes = views.draw(np.random.default_rng(0), 20_000, 128, 128, CPU).boxes.int()
-    start, side = boxes[:, :2], boxes[:, 2:]
-    assert (start.min(), start.max()) == (0, 31)
-    assert side.min() == 96
-    assert (start + side).max() == 128
-
-
+@pytest.mark.parametrize("ranges", ["study", AugmentationConfig(), TURNED])
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([24, 40, 64]))
-@settings(max_examples=25)
-def test_regions_of_two_views_show_the_same_place(seed, size):
+@settings(max_examples=15)
+def test_regions_of_two_views_show_the_same_place(ranges, seed, size):
     """Images whose intensities are their coordinates: both views must read the region's own coordinates."""
-    n, side, cell = 3, 3, (4.0, 4.0)
+    n, side, cell = 3, 3, 4 / size
     random = np.random.default_rng(seed)
     rows = (torch.arange(size) + 0.5).view(1, 1, -1, 1).expand(n, 1, size, size) / size
-    coordinates = torch.cat((rows, rows.transpose(2, 3)), 1)
-    pair = [views.draw(random, n, size, size, CPU) for _ in range(2)]
-    for view in pair:
-        view.brightness.zero_()
-        view.contrast.fill_(1)
-    places = views.draw_regions(random, *pair, 6, side, cell)
+    coordinates = torch.cat((rows, rows.mT), 1)
+    pair = []
+    for _ in range(2):
+        view = draw(random, n, (size, size), ranges)
+        one = torch.ones(n)
+        pair.append(dataclasses.replace(view, gamma=one, contrast=one, brightness=0 * one))
+    places = draw_regions(random, *pair, 6, side, (cell, cell))
     assert places.shape == (n, 6, 9, 2)
     reach = places.sub(places.mean(2, keepdim=True)).abs().amax((0, 1, 2))
-    torch.testing.assert_close(reach, torch.tensor([4.0, 4.0]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(reach, torch.full((2,), cell), rtol=0, atol=1e-5)
+    # The whole of each region, to the corners of its outermost cells.
+    outline = places[:, :, :, None] + torch.cartesian_prod(*[torch.tensor([-cell, cell]) / 2] * 2)
+    assert outline.min() > -1e-5
+    assert outline.max() < 1 + 1e-5
     for view in pair:
-        where = view.where(places)
-        assert where.min() >= 0
-        assert where.max() <= 1
-        read = views.sample(view.of(coordinates), view, places).view(n, 6, 9, 2)
-        torch.testing.assert_close(read * size, places, rtol=0, atol=0.6)  # half a pixel at a crop's edge
+        where = view.where(outline)
+        assert where.min() > -1e-5
+        assert where.max() < 1 + 1e-5
+        read = sample(view.images(coordinates), view, places).view(n, 6, 9, 2)
+        # A centre is two pixels from the border, where a turned view may read what is repeated beyond it.
+        torch.testing.assert_close(
+            read * size, places * size, rtol=0, atol=0.01 if ranges == "study" else 0.25
+        )
+        assert (read - places).abs().mul(size).median() < 0.01
+
+
+def test_regions_are_drawn_all_over_what_both_views_show():
+    """Seen from the study's crops, whose shared box is known."""
+    view = draw(np.random.default_rng(0), 2, (64, 64), "study")
+    first, second = (view[i : i + 1] for i in range(2))
+    places = draw_regions(np.random.default_rng(1), first, second, 2000, 3, (1 / 16, 1 / 16))[0]
+    corners = torch.stack((first.corners()[0], second.corners()[0]))
+    low, high = corners.amin(1).amax(0) + 1.5 / 16, corners.amax(1).amin(0) - 1.5 / 16
+    centres = (places.mean(1) - low) / (high - low)
+    for share in (0.1, 0.5, 0.9):
+        below = (centres < share).float().mean(0)
+        torch.testing.assert_close(below, torch.full((2,), share), rtol=0, atol=0.06)
 
 
 # ── networks ────────────────────────────────────────────────────────────────────────────────────
@@ -251,6 +253,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data, stages
     pretrain(data, GLOBAL, 1, tmp_path / "other")
     files = [p / "model.safetensors" for p in (stages / "global", tmp_path / "same", tmp_path / "other")]
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+
+
+def test_true_is_the_default_ranges_and_the_study_has_its_own(data, stages, tmp_path):
+    files = [stages / "global" / "model.safetensors"]
+    for own in (AugmentationConfig(), "study"):
+        out = tmp_path / str(len(files))
+        pretrain(data, GLOBAL.model_copy(update={"augment": own}), 0, out)
+        files.append(out / "model.safetensors")
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+    assert json.loads((files[2].parent / "config.json").read_text())["training"]["augment"] == "study"
 
 
 def test_it_learns_to_tell_images_apart(data, tmp_path):
@@ -425,16 +437,16 @@ def test_frozen_and_killed_at_the_second_rate_it_goes_on_to_the_same_bytes(
     monkeypatch.setattr(training, "SAVING_SHARE", math.inf)
     chosen = tuned(steps=6, learning_rates=[1e-3, 2e-3], freeze_until=3)
     supervised.fit(labelled, 3, 0, chosen, tmp_path / "whole", pretrained=stages / "local")
-    seen, augment = [], supervised.augment
+    seen, own = [], supervised.draw
 
     def interrupted(*arguments):
         seen.append(None)
         if len(seen) == 6 + 5:
             raise KeyboardInterrupt
-        return augment(*arguments)
+        return own(*arguments)
 
     with monkeypatch.context() as broken:
-        broken.setattr(supervised, "augment", interrupted)
+        broken.setattr(supervised, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
             supervised.fit(labelled, 3, 0, chosen, tmp_path / "killed", pretrained=stages / "local")
     supervised.fit(labelled, 3, 0, chosen, tmp_path / "killed", pretrained=stages / "local")

@@ -14,11 +14,13 @@ import yaml
 
 from tedm import config
 from tedm.backbones import DiffusionBackbone
-from tedm.config import FeaturesConfig
+from tedm.config import AugmentationConfig, FeaturesConfig
 from tedm.data import prepared
 from tedm.diffusion.schedule import Schedule
 from tedm.features.extract import extract
+from tedm.features.job import Views
 from tedm.features.reader import FeatureStore
+from tedm.features.store import Recipe
 from tedm.heads import base
 from tedm.unet import UNet
 
@@ -68,6 +70,7 @@ def test_the_head_of_the_docs_learns_votes_and_survives_a_file(tmp_path: Path) -
         ("docs/heads.md", 1),
         ("docs/baselines.md", 0),
         ("docs/data.md", 0),
+        ("docs/data.md", 1),
         ("docs/features.md", 0),
         ("docs/report.md", 0),
         ("docs/timesteps.md", 0),
@@ -102,13 +105,15 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     masks = np.zeros((6, 1, 16, 16), np.uint8)
     masks[..., :8] = 1
     about = {"intensity_range": (0, 255), "synthetic": True, "source": "test", "licence": "", "cite": ""}
-    prepared.write(data, "Tiny", 200 * masks, masks, names, names, ["test"] * 6, ["lungs"], **about)
+    prepared.write(data, "Tiny", 200 * masks, masks, names, names, ["train"] * 6, ["lungs"], **about)
     torch.manual_seed(0)
     network = UNet(width=8, multipliers=(1, 1, 1, 1)).eval()
     backbone = DiffusionBackbone(network, Schedule(1000, "cosine"), (1, 16, 16), (-1.0, 1.0), "digest")
     store = folder / "results" / "features" / "ddpm" / "jsrt.zarr"
     for t in (1, 50, 200, 800):
         extract(backbone, data, store, store.with_name(f"jsrt.t{t:04d}.json"), t, FeaturesConfig(), 0)
+    views = Views.first(Recipe(AugmentationConfig(), 6), 1)
+    extract(backbone, data, store, None, 50, FeaturesConfig(), 0, views=views)
     return folder
 
 

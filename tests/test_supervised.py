@@ -1,4 +1,4 @@
-"""The supervised baseline and its augmentation."""
+"""The supervised baseline."""
 
 import csv
 import json
@@ -6,13 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tedm import supervised
-from tedm.augmentation import augment
-from tedm.config import OptimizerConfig, SupervisedConfig
+from tedm.config import AugmentationConfig, OptimizerConfig, SupervisedConfig
 from tedm.data import prepared
 from tedm.errors import TedmError
 
@@ -111,6 +107,26 @@ def test_it_is_reproducible_and_depends_on_the_seed(data, tmp_path, n):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_augmentation_is_recorded_and_decides_the_weights(data, tmp_path):
+    brief = SETTINGS.training.model_copy(update={"steps": 4})
+    default = AugmentationConfig()
+    files, recorded = [], []
+    for own in (True, default, "study", False, AugmentationConfig(gamma=0)):
+        out = tmp_path / str(len(files))
+        supervised.fit(data, 4, 0, SETTINGS.model_copy(update={"training": brief, "augment": own}), out)
+        files.append((out / "model.safetensors").read_bytes())
+        recorded.append(json.loads((out / "config.json").read_text())["training"]["augment"])
+    assert recorded == [
+        default.model_dump(),
+        default.model_dump(),
+        "study",
+        False,
+        {**default.model_dump(), "gamma": 0},
+    ]
+    assert files[0] == files[1]
+    assert len(set(files)) == 4
+
+
 def test_without_validation_images_the_last_weights_are_kept(tmp_path):
     file = write_data(tmp_path / "d.h5", val=0)
     short = SETTINGS.model_copy(update={"training": SETTINGS.training.model_copy(update={"steps": 4})})
@@ -148,56 +164,3 @@ def test_images_of_another_size_are_refused(data, tmp_path):
     supervised.fit(data, 2, 0, short, tmp_path)
     with pytest.raises(TedmError, match=r"trained on \(N, 1, 16, 16\)"):
         supervised.predict_proba(supervised.load(tmp_path), np.zeros((1, 1, 32, 32), np.float32))
-
-
-# ── augmentation ────────────────────────────────────────────────────────────────────────────────
-
-
-@settings(deadline=None)
-@given(seed=st.integers(0, 2**31), size=st.integers(4, 40), classes=st.integers(1, 3))
-def test_augmented_images_stay_images_and_masks_stay_masks(seed, size, classes):
-    random = np.random.default_rng(seed)
-    images = torch.from_numpy(random.random((3, 2, size, size), np.float32))
-    masks = torch.from_numpy(random.integers(0, 2, (3, classes, size, size), np.uint8))
-    x, y = augment(images, masks, np.random.default_rng(seed))
-    assert x.shape == images.shape
-    assert y.shape == masks.shape
-    assert y.dtype == torch.uint8
-    assert x.min() >= 0
-    assert x.max() <= 1
-    assert set(y.unique().tolist()) <= {0, 1}
-    again = augment(images, masks, np.random.default_rng(seed))
-    assert torch.equal(x, again[0])
-    assert torch.equal(y, again[1])
-
-
-def test_image_and_mask_are_cropped_alike():
-    """An image that shows its own mask still does so after augmentation, up to interpolated edges."""
-    rows, columns = np.mgrid[:64, :64]
-    disc = (np.hypot(rows - 30, columns - 36) < 15).astype(np.uint8)[None, None].repeat(20, 0)
-    x, y = augment(
-        torch.from_numpy(disc * np.float32(0.8)), torch.from_numpy(disc), np.random.default_rng(0)
-    )
-    for image, mask in zip(x, y, strict=True):
-        threshold = (image.max() + image.min()) / 2
-        assert dice((image > threshold).numpy(), mask.bool().numpy()) > 0.95
-    assert len({m.numpy().tobytes() for m in y}) > 15
-
-
-def test_brightness_and_contrast_stay_within_the_published_range():
-    x, _ = augment(
-        torch.full((500, 1, 8, 8), 0.5),
-        torch.zeros(500, 1, 8, 8, dtype=torch.uint8),
-        np.random.default_rng(0),
-    )
-    change = x.mean((1, 2, 3)) - 0.5
-    assert change.abs().max() <= 0.3 + 1e-6
-    assert change.min() < -0.28
-    assert change.max() > 0.28
-    halves = torch.full((500, 1, 8, 8), 0.4)
-    halves[:, :, ::2] = 0.6
-    seen = augment(halves, torch.zeros(500, 1, 8, 8, dtype=torch.uint8), np.random.default_rng(1))[0]
-    spread = (seen.amax((1, 2, 3)) - seen.amin((1, 2, 3))) / 0.2
-    inside = (seen.amax((1, 2, 3)) < 1) & (seen.amin((1, 2, 3)) > 0)
-    assert spread[inside].min() > 0.3
-    assert 1.2 < spread[inside].max() <= 1.3 + 1e-5

@@ -89,8 +89,9 @@ class View:
             The same of the view, (N, …, 2); outside 0 … 1 where the view does not show them.
         """
         flat = (2 * places.flip(-1) - 1).flatten(1, -2) - self.maps[:, None, :, 2]
-        found: Tensor = torch.linalg.solve(self.maps[:, :, :2], flat.mT).mT
-        return ((found.flip(-1) + 1) / 2).view(places.shape)
+        found = torch.linalg.solve(self.maps[:, :, :2], flat.mT).mT
+        shares: Tensor = (found.flip(-1) + 1) / 2
+        return shares.view(places.shape)
 
     def corners(self) -> Tensor:
         """Where the view's corners lie in the image: row and column as a share of it, (N, 4, 2)."""

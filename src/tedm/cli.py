@@ -522,9 +522,16 @@ def demo(
 
 @app.command()
 def check(path: Annotated[Path, typer.Argument(help="Experiment (.yaml).")]) -> None:
-    """Check an experiment's settings without running anything."""
+    """Check an experiment's settings without running anything; say what its views will take."""
+    from tedm.requests import images_with_views, views_taken
+
     experiment = config.load(path)
     print(f"{path}: fine. {len(experiment.methods())} methods: {', '.join(experiment.methods())}")
+    for backbone, (passes, size) in views_taken(experiment).items():
+        print(
+            f"views of {images_with_views(experiment)} training images: {passes} forward passes of"
+            f" {backbone}, about {cli_store.size_text(size)} in its feature store"
+        )
 
 
 @app.command()

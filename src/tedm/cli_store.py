@@ -45,7 +45,7 @@ def ls(
             array.dtype,
             array.codec,
             f"{array.shards_done}/{array.shards}",
-            _size(array.bytes),
+            size_text(array.bytes),
             f"1/{1 / array.ratio:.1f}" if array.ratio else "",
             _moment(array.made_at),
             array.made_by,
@@ -68,7 +68,7 @@ def _show_place(place: str) -> None:
             part.dataset,
             str(part.images or ""),
             ", ".join(steps),
-            _size(part.bytes) if steps else "",
+            size_text(part.bytes) if steps else "",
             _moment(part.made_at),
             part.made_by,
             part.note,
@@ -177,14 +177,15 @@ def _show(problems: "list[Problem]") -> None:
 
 def _removed(removals: "list[Removal]", done: bool) -> None:
     for removal in removals:
-        print(f"{removal.key}\t{_size(removal.bytes)}")
-    total = _size(sum(removal.bytes for removal in removals))
+        print(f"{removal.key}\t{size_text(removal.bytes)}")
+    total = size_text(sum(removal.bytes for removal in removals))
     hint = "" if done or not removals else "; --yes removes them"
     count = f"{len(removals)} array{'s' * (len(removals) != 1)}"
     say(f"{'removed' if done else 'would remove'} {count}, {total}{hint}")
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes for people: 3.02 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

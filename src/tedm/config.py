@@ -17,9 +17,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -31,6 +33,7 @@ Directory = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]+$")]  # becomes part
 LOCATION = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*|[A-Za-z0-9_./-]+)/?")
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Multipliers = Annotated[list[PositiveInt], Field(min_length=2, max_length=8)]
+Normalise = Literal["none", "percentiles", "zscore"]
 STUDY_TIMESTEPS = [1, 10, 25, 50, 200, 400, 600, 800]  # [Rosnati 2023, 4]
 
 
@@ -199,6 +202,8 @@ class BraTSSource(MeasuredSource):
     enhancing: int = 4  # label of the enhancing tumour; 3 from 2023 on
 
 
+VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)  # their units are cut to slices
+
 Source = Annotated[
     PhantomSource
     | BrainSource
@@ -214,9 +219,6 @@ Source = Annotated[
     | BraTSSource,
     Field(discriminator="type"),
 ]
-
-
-VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)  # that are cut to slices
 
 
 class SplitConfig(Section):
@@ -263,7 +265,26 @@ class DatasetConfig(Section):
     split: SplitConfig
 
 
-class ImageConfig(Section):
+class Normalising(Section):
+    """How each image's greys are scaled: per channel, at its own size, before it is padded or resized.
+
+    none: by one range for the whole data set. percentiles: the image's 1st and 99th percentile become 0 and
+    1 (MONAI's ScaleIntensityRangePercentiles). zscore: mean 0 and standard deviation 1 (nnU-Net), then
+    -3 … 3 become 0 … 1, since networks see images in [0, 1]. Values beyond are clipped.
+    """
+
+    normalise: Normalise = "none"  # of 2-D images; volumes are scaled by their source
+
+    @model_serializer(mode="wrap")
+    def _none_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What was made before this setting existed keeps its settings, so nothing is made again.
+        said: dict[str, Any] = dump(self)
+        if self.normalise == "none":
+            said.pop("normalise", None)
+        return said
+
+
+class ImageConfig(Normalising):
     """What the network sees."""
 
     size: int = Field(128, ge=8, le=4096)  # pixels; images are square
@@ -293,6 +314,38 @@ class AugmentationConfig(Section):
 VOLUME_AUGMENTATION = AugmentationConfig(gamma=0, contrast=0.2, brightness=0.05)
 
 Augmenting = AugmentationConfig | Literal["study"]  # study: crops, brightness, contrast [authors' code]
+
+
+def _augment_kind(value: Any) -> str | None:
+    """Which of the ways to state an augmentation a value is."""
+    if isinstance(value, Mapping | AugmentationConfig):
+        return "ranges"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "study" if value == "study" else None
+
+
+_Ranges = Annotated[AugmentationConfig, Tag("ranges")]
+_Study = Annotated[Literal["study"], Tag("study")]
+_True = Annotated[Literal[True], Tag("true")]
+_False = Annotated[Literal[False], Tag("false")]
+# With tags a wrong value is one error, not one for each of the ways.
+Augment = Annotated[
+    _True | _False | _Ranges | _Study,
+    Discriminator(
+        _augment_kind,
+        custom_error_type="augment",
+        custom_error_message="expected true, false, study, or ranges such as gamma: 0.3",
+    ),
+]
+AlwaysAugment = Annotated[
+    _True | _Ranges | _Study,
+    Discriminator(
+        _augment_kind,
+        custom_error_type="augment",
+        custom_error_message="expected true, study, or ranges such as gamma: 0.3",
+    ),
+]
 
 
 # ── diffusion backbone ──────────────────────────────────────────────────────────────────────────
@@ -541,7 +594,7 @@ class PretrainingConfig(Section):
     validation: float = Field(0.1, gt=0, lt=1)  # share of them kept for the validation loss …
     validation_max: int = Field(512, ge=2)  # … but at most so many images
     temperature: float = Field(0.1, gt=0)  # τ of NT-Xent [Chen 2020, 2.1; Chaitanya 2020, 4]
-    augment: Literal[True] | Augmenting = True  # of both views of an image, as in SupervisedConfig
+    augment: AlwaysAugment = True  # of both views of an image, as in SupervisedConfig
     training: OptimizerConfig = OptimizerConfig()  # 100,000 steps, as the diffusion model
 
 
@@ -581,7 +634,7 @@ class SupervisedConfig(Section):
     training: OptimizerConfig = OptimizerConfig(steps=20_000, batch_size=4)
     learning_rates: list[PositiveFloat] | None = Field(None, min_length=1)
     # tried one by one, of which the lowest validation loss decides; absent: training.learning_rate alone
-    augment: bool | Augmenting = True
+    augment: Augment = True
     # true: the experiment's augmentation; study: crops, brightness and contrast as in the authors' code; or
     # ranges that differ from the experiment's
 
@@ -834,6 +887,8 @@ def _resolved(node: dict[str, Any], definitions: dict[str, Any], tag: str) -> di
             node = definitions[node["$ref"].rsplit("/", 1)[1]]
         elif "discriminator" in node and tag in node["discriminator"]["mapping"]:
             node = {"$ref": node["discriminator"]["mapping"][tag]}
+        elif len(sections := [way for way in node.get("oneOf", []) if "$ref" in way]) == 1:
+            node = sections[0]  # the others are values without keys
         else:
             return node
 
@@ -856,6 +911,14 @@ def _inconsistencies(e: Experiment) -> Iterator[str]:
 
 def _data_inconsistencies(e: Experiment) -> Iterator[str]:
     known = f"(data sets: {', '.join(e.datasets)})"
+    for name, dataset in e.datasets.items():
+        source = dataset.source
+        if e.image.normalise != "none" and isinstance(source, VOLUMES):
+            own = " (its settings window and percentiles)" if isinstance(source, NiftiSource) else ""
+            yield (
+                f"image.normalise: {e.image.normalise}, but datasets.{name} has volumes, and the source"
+                f" {source.type} scales each volume as a whole{own}; set image.normalise: none"
+            )
     for name, backbone in e.backbones.items():
         if not isinstance(backbone, DDPMConfig):
             yield from _adapter_inconsistencies(f"backbones.{name}", backbone)

@@ -147,11 +147,28 @@ def extract_views(experiment: Experiment, backbone: str, views: int, threads: in
 
 
 def images_with_views(experiment: Experiment) -> int:
-    """Images of the training set that have views; FileNotFoundError as in `images_in`."""
-    name = experiment.evaluation.train_on
-    source, most = experiment.datasets[name].source, experiment.features.view_subjects
-    slices = SLICES if isinstance(source, VOLUMES) else 1
-    return min(images_in(experiment, name), most * slices)
+    """Images of the training set that have views, at most; of volumes, with a usual number of slices."""
+    dataset = experiment.datasets[experiment.evaluation.train_on]
+    subjects, train = experiment.features.view_subjects, dataset.split.train
+    if isinstance(train, int) and train:
+        subjects = min(subjects, train)
+    return subjects * (SLICES if isinstance(dataset.source, VOLUMES) else 1)
+
+
+def views_taken(experiment: Experiment) -> dict[str, tuple[int, float]]:
+    """What the views of an experiment take: forward passes and bytes in the store, by backbone."""
+    read: dict[str, set[tuple[int, int]]] = {}
+    for name, head in experiment.heads.items():
+        views = range(1, head.views + 1)
+        read.setdefault(experiment.backbone_of(name), set()).update(
+            (timestep, view) for timestep in head.timesteps for view in views
+        )
+    images = images_with_views(experiment)
+    return {
+        backbone: (images * len(pairs), images * len(pairs) * feature_bytes(experiment, backbone))
+        for backbone, pairs in read.items()
+        if pairs
+    }
 
 
 def _extract(experiment: Experiment, backbone: str, images: int, threads: int, gpus: int) -> Request:

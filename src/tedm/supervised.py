@@ -98,8 +98,9 @@ class _Run:
         self.shape, self.digest = prepared.image_shape, prepared.digest
         self.outputs = 1 if len(prepared.classes) == 1 else len(prepared.classes) + 1
         # Where no experiment stands behind it, true is our own ranges.
-        self.ranges = AugmentationConfig() if settings.augment is True else settings.augment or None
-        self.augment = self.ranges if isinstance(self.ranges, str | None) else self.ranges.model_dump()
+        ranges = AugmentationConfig() if settings.augment is True else settings.augment or None
+        self.ranges = ranges
+        self.augment = ranges.model_dump() if isinstance(ranges, AugmentationConfig) else ranges or False
         self.rates = settings.learning_rates or [settings.training.learning_rate]
         if len(self.rates) > 1 and not len(self.val_images):
             raise TedmError(

@@ -25,7 +25,9 @@ def draw_regions(
 
     Returns:
         Row and column of the centre of each cell of each region, as a share of the image's height and
-        width, (N, count, side², 2). Where fewer regions than asked for were found, some are there twice.
+        width, (N, count, side², 2). Where fewer regions than asked for were found, some are there twice;
+        where none was (two views far apart, with ranges much wider than the default), it is one that a view
+        does not show as a whole.
     """
     size = torch.tensor(cell, dtype=torch.float32, device=first.maps.device)
     reach = size * side / 2

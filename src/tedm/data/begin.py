@@ -211,6 +211,14 @@ def _yaml(folder: Path, labelled: list[Found], unlabelled: list[Found], looks: L
         [_dataset(f, split if f is first else "{test: 1.0}") for f in labelled]
         + [_dataset(f, "{unlabelled: 1.0}") for f in unlabelled]
     )
+    # Views of a volume are views of all its slices.
+    volumes = first.family == "nifti"
+    views = 2 if volumes else 8
+    few = (
+        "features:\n  view_subjects: 3 # the first so many training volumes have views\n\n"
+        if volumes
+        else ""
+    )
     return f"""\
 # A first experiment on {folder.name}, written by looking at it. `tedm schema` lists every setting.
 #
@@ -237,14 +245,15 @@ backbones:
     width: 16 # the study's is 64, with 100,000 steps: for a GPU
     training: {{steps: 2000, batch_size: 16, learning_rate: 5.0e-4, warmup: 100, decay: cosine, ema: 0.995}}
 
-baselines:
+{few}baselines:
   Supervised:
     width: 16
     training: {{steps: 300, batch_size: 4, learning_rate: 5.0e-4, validate_every: 50}}
 
 heads:
-  LR: {{type: ridge}}
-  TEDM: {{type: mlp, combine: share, steps: 400, learning_rate: 1.0e-3, validate_every: 50}}
+  # views: each labelled image is also learned from in augmented views, so that heads hold on other machines
+  LR: {{type: ridge, views: {views}}}
+  TEDM: {{type: mlp, combine: share, views: {views}, steps: 400, learning_rate: 1.0e-3, validate_every: 50}}
 
 evaluation:
   train_on: {first.name}

@@ -3,15 +3,16 @@
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tedm.config import Experiment
+from tedm.config import Experiment, ImageConfig
 from tedm.data.prepare import in_order, squares
+from tedm.data.preprocess import normalised
 from tedm.data.sources import Picture, Source, open_source
 from tedm.data.splits import assign
 from tedm.errors import TedmError
@@ -39,15 +40,15 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of an image or a volume once it has been read."""
+    """What is kept of an image or a volume once it has been read, with greys as it will be prepared."""
 
-    digest: str
+    digest: str  # of the pixels as read
     low: float
     high: float
     mean: float
     contrast: float  # between the 5th and the 95th percentile
     share: list[float] | None  # of the pixels that each class covers; None: no mask
-    thumbnail: npt.NDArray[np.float32] | None = None  # (T, T), as read
+    thumbnail: npt.NDArray[np.float32] | None = None  # (T, T)
     outline: npt.NDArray[np.uint8] | None = None  # (K, T, T)
 
 
@@ -162,7 +163,7 @@ def _check_one(
     # Spread over the order of splits, so that every one is on the sheet.
     order = list(split_of) or list(source.ids)
     on_sheet = {order[i] for i in np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)}
-    for image_id, found in _read_all(source, split_of, on_sheet, len(image.classes), threads, name):
+    for image_id, found in _read_all(source, split_of, on_sheet, image, threads, name):
         if isinstance(found, TedmError):
             add(image_id, "error", _kind(str(found)), str(found))
             continue
@@ -170,7 +171,8 @@ def _check_one(
         digests.setdefault(found.digest, []).append((name, image_id, split_of.get(image_id, "in no split")))
         for kind, message in _mask_problems(found, image.classes):
             add(image_id, "warning", kind, f"{image_id}: {message}")
-    for image_id, kind, message in _odd(seen, source.intensity_range):
+    fixed = source.intensity_range if image.normalise == "none" else (0.0, 1.0)
+    for image_id, kind, message in _odd(seen, fixed):
         add(image_id, "warning", kind, f"{image_id}: {message}")
     if source.population:
         for image_id, subject in zip(source.ids, source.subjects, strict=True):
@@ -189,14 +191,14 @@ def _read_all(
     source: Source,
     split_of: Mapping[str, str],
     on_sheet: set[str],
-    classes: int,
+    image: ImageConfig,
     threads: int,
     name: str,
 ) -> Iterator[tuple[str, Seen | TedmError]]:
     def look(image_id: str) -> Seen:
         split = split_of.get(image_id, "unlabelled")
         source.examine(image_id, split)
-        return _seen(source, source.read(image_id, split), classes, thumbnail=image_id in on_sheet)
+        return _seen(source, source.read(image_id, split), image, thumbnail=image_id in on_sheet)
 
     if source.ids and not source.problems:
         training = [i for i in source.ids if split_of.get(i) == "train"] or list(source.ids)
@@ -212,11 +214,13 @@ def _read_all(
             yield image_id, result
 
 
-def _seen(source: Source, pictures: Sequence[Picture], classes: int, *, thumbnail: bool) -> Seen:
+def _seen(source: Source, pictures: Sequence[Picture], image: ImageConfig, *, thumbnail: bool) -> Seen:
     content = hashlib.sha256()
     for picture in pictures:
         content.update(f"{picture.pixels.dtype.str} {picture.pixels.shape}".encode())
         content.update(np.ascontiguousarray(picture.pixels).data)
+    if image.normalise != "none":
+        pictures = [replace(p, pixels=normalised(p.pixels, image.normalise)) for p in pictures]
     sample = np.concatenate(
         [picture.pixels[0].ravel()[:: 1 + picture.pixels.size // 65536] for picture in pictures]
     )
@@ -238,7 +242,8 @@ def _seen(source: Source, pictures: Sequence[Picture], classes: int, *, thumbnai
         return seen
     # Of a volume, the slice that shows most of the classes.
     shown = max(pictures, key=lambda p: 0.0 if p.shares is None else float(np.sum(p.shares)))
-    (small,) = squares([shown], THUMBNAIL, source.fit, classes if shown.shares is not None else None)
+    classes = len(image.classes) if shown.shares is not None else None
+    (small,) = squares([shown], THUMBNAIL, source.fit, classes)
     return Seen(
         **{k: getattr(seen, k) for k in ("digest", "low", "high", "mean", "contrast", "share")},
         thumbnail=small.image[0].astype(np.float32),

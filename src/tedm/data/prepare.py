@@ -13,10 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tedm.config import DatasetConfig, ImageConfig
+from tedm.config import DatasetConfig, ImageConfig, Normalise
 from tedm.data import prepared
 from tedm.data.parts import Part, Parts
-from tedm.data.preprocess import Fit, image_to_square, mask_to_square, square_spacing, white_for
+from tedm.data.preprocess import (
+    Fit,
+    image_to_square,
+    mask_to_square,
+    normalised,
+    square_spacing,
+    white_for,
+)
 from tedm.data.sources import Found, Picture, Source, open_source
 from tedm.data.splits import SPLITS, assign, itemised
 from tedm.errors import TedmError
@@ -64,7 +71,7 @@ def prepare(
     Args:
         dataset: source and split.
         name: the data set's key in the configuration; phantoms depend on it.
-        image: size, channels and classes.
+        image: size, channels, classes, and whether each image's greys are scaled.
         seed: of phantoms and drawn splits.
         data_root: relative paths of data start here.
         out: the HDF5 file.
@@ -84,6 +91,11 @@ def prepare(
         )
         if not source.ids:
             raise _report(where, source.problems)
+        if source.volumes and image.normalise != "none":
+            raise TedmError(
+                f"{where}: image.normalise is {image.normalise}, but its source scales each volume as a"
+                " whole; set image.normalise: none"
+            )
         try:
             chosen = assign(
                 dataset.split, source.ids, source.subjects, seed, data_root, where, columns=source.columns
@@ -134,7 +146,8 @@ def _write(out: Path, label: str, image: ImageConfig, work: "_Work", parts: Part
         [unit.subject for unit in rows],
         [unit.split for unit in rows],
         image.classes,
-        intensity_range=source.intensity_range or work.intensity_range(blocks),
+        intensity_range=work.intensity_range(blocks),
+        normalise=image.normalise,
         spacing_mm=None if np.isnan(spacing[:, 1:]).all() else spacing,
         synthetic=source.synthetic,
         source=source.description,
@@ -168,7 +181,12 @@ def _summarise(out: Path, sidecar: Path) -> None:
 
 
 def squares(
-    pictures: Sequence[Picture], size: int, fit: Fit, classes: int | None, black: float | None = None
+    pictures: Sequence[Picture],
+    size: int,
+    fit: Fit,
+    classes: int | None,
+    black: float | None = None,
+    normalise: Normalise = "none",
 ) -> list[Square]:
     """Pictures of a source made square.
 
@@ -178,6 +196,7 @@ def squares(
         fit: how.
         classes: K, for the empty masks of unlabelled images; None: no masks at all.
         black: what padding is filled with; None: 0, or the least pixel where that is below 0.
+        normalise: how each picture's greys are scaled before.
     """
     made = []
     for picture in pictures:
@@ -188,8 +207,9 @@ def squares(
                 mask = mask_to_square(picture.shares, size, fit)
         height, width = picture.pixels.shape[1:]
         between, *inside = picture.spacing_mm or (np.nan,) * 3
-        channels = [Image.fromarray(channel) for channel in picture.pixels]
-        around = min(0.0, float(picture.pixels.min())) if black is None else black
+        pixels = normalised(picture.pixels, normalise)
+        channels = [Image.fromarray(channel) for channel in pixels]
+        around = min(0.0, float(pixels.min())) if black is None else black
         image = image_to_square(channels, size, fit, around)
         made.append(
             Square(picture.id, image, mask, (between, *square_spacing((height, width), inside, size, fit)))
@@ -257,10 +277,15 @@ class _Work:
     def intensity_range(self, blocks: Sequence[_Block]) -> prepared.Range:
         """Stored intensities that stand for black and white.
 
-        8 bits: 0 … 255. More: the full range of the fewest bits (10, 12, 14 or 16) that hold the set's
-        greatest value, as detectors with 12 bits fill files of 16; files of floating-point numbers
-        within 0 … 1 as they are; sets with negative values from their least to their greatest.
+        Of images that were scaled, by their source or each by itself: what they were scaled to. 8 bits:
+        0 … 255. More: the full range of the fewest bits (10, 12, 14 or 16) that hold the set's greatest
+        value, as detectors with 12 bits fill files of 16; files of floating-point numbers within 0 … 1 as
+        they are; sets with negative values from their least to their greatest.
         """
+        if self.image.normalise != "none":
+            return 0.0, 1.0
+        if self.source.intensity_range:
+            return self.source.intensity_range
         if self.dtype == np.uint8:
             return 0.0, 255.0
         low, high = min(block.extremes[0] for block in blocks), max(block.extremes[1] for block in blocks)
@@ -293,11 +318,14 @@ class _Work:
             else:
                 stamps[unit.id] = result.stamp
                 types[result.dtype] += 1
-        if len(types) > 1:
+        if self.image.normalise != "none":
+            self.dtype = np.dtype(np.float32)  # whatever the files have: each is scaled by itself
+        elif len(types) > 1:
             deep = types[np.dtype(np.float32)]
             self.problems.append(
                 f"{self.where}: {deep} images have more than 8 bits and {types[np.dtype(np.uint8)]} have 8;"
-                " save all of them with the same depth, as their greys cannot be compared"
+                " save all of them with the same depth, as their greys cannot be compared, or set"
+                " image.normalise"
             )
         elif types:
             (self.dtype,) = types
@@ -340,10 +368,9 @@ class _Work:
     def _square(self, unit: Unit) -> list[Square]:
         classes = len(self.image.classes) if self.source.has_masks else None
         pictures = self.source.read(unit.id, unit.split)
-        known = self.source.intensity_range
-        return squares(
-            pictures, self.image.size, self.source.fit, classes, None if known is None else known[0]
-        )
+        known, image = self.source.intensity_range, self.image
+        black = None if known is None or image.normalise != "none" else known[0]
+        return squares(pictures, image.size, self.source.fit, classes, black, image.normalise)
 
     def _part(self, made: list[list[Square]], skipped: list[tuple[str, str]]) -> Part:
         rows = [square for unit in made for square in unit]

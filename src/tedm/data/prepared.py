@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from tedm.config import Normalise
 from tedm.data.splits import SPLITS, enumerated, first_subjects
 from tedm.digests import digest_of
 from tedm.errors import TedmError
@@ -43,6 +44,7 @@ def write(
     classes: Sequence[str],
     *,
     intensity_range: Range | Callable[[], Range],
+    normalise: Normalise = "none",
     spacing_mm: npt.NDArray[np.float64] | None = None,
     synthetic: bool,
     source: str,
@@ -67,6 +69,7 @@ def write(
         classes: names of the K classes.
         intensity_range: stored intensities that become 0 and 1 on reading; a function is asked for it
             once all images are written.
+        normalise: how each image's greys were scaled.
         spacing_mm: distance between slices (NaN: not a volume), height and width of a pixel, (N, 3), NaN
             where unknown; None: nothing is known.
         synthetic: whether the images are drawn, not measured.
@@ -101,6 +104,8 @@ def write(
         file.attrs["label"] = label
         file.attrs["classes"] = json.dumps(list(classes), ensure_ascii=False)
         file.attrs["intensity_range"] = np.array([lo, hi], np.float64)
+        if normalise != "none":  # so that other files have the bytes they always had
+            file.attrs["normalise"] = normalise
         if spacing_mm is not None:
             file.create_dataset("spacing_mm", data=np.asarray(spacing_mm, np.float64).reshape(len(ids), 3))
         if skipped:
@@ -113,7 +118,7 @@ def write(
         file.attrs["cite"] = cite
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = VERSION
-        about = _about(ids, subjects, splits, classes, (float(lo), float(hi)), spacing_mm)
+        about = _about(ids, subjects, splits, classes, (float(lo), float(hi)), normalise, spacing_mm)
         file.attrs["header_digest"] = digest_of(about)
         content = {
             **about,
@@ -130,6 +135,7 @@ def _about(
     splits: Sequence[str],
     classes: Sequence[str],
     intensity_range: Range,
+    normalise: str,
     spacing_mm: npt.NDArray[np.float64] | None,
 ) -> dict[str, Any]:
     """All that digests are made of but pixels."""
@@ -140,6 +146,8 @@ def _about(
         "classes": list(classes),
         "intensity_range": list(intensity_range),
     }
+    if normalise != "none":
+        about["normalise"] = normalise
     if spacing_mm is not None:
         about["spacing_mm"] = np.nan_to_num(spacing_mm, nan=0.0).tolist()
     return about
@@ -153,6 +161,7 @@ class PreparedSet:
     Attributes:
         label: name in tables and figures.
         classes: names of the K classes.
+        normalise: how each image's greys were scaled.
         spacings_mm: distance between slices, height and width of a pixel, (N, 3), NaN where
             unknown; None: nothing is known.
         spacing_mm: height and width of a pixel in mm where all images have the same; else None.
@@ -167,7 +176,7 @@ class PreparedSet:
         subjects: one per row.
         splits: one per row.
         image_shape: (C, H, W).
-        deep: whether the images had more than 8 bits.
+        deep: whether images are stored with more than 8 bits.
         has_masks: whether `masks` can be called.
 
     Raises:
@@ -215,6 +224,14 @@ class PreparedSet:
             float(attributes["intensity_range"][0]),
             float(attributes["intensity_range"][1]),
         )
+        normalise = str(attributes.get("normalise", "none"))
+        if normalise not in get_args(Normalise):
+            raise TedmError(
+                f"{self.path}: its images are normalised by {normalise!r}, which this tedm does not know"
+                f" (it knows {', '.join(get_args(Normalise))}); prepare the data set again, or use the tedm"
+                " that made it"
+            )
+        self.normalise = cast("Normalise", normalise)
         self.spacings_mm = np.asarray(file["spacing_mm"]) if "spacing_mm" in file else None
         self.spacing_mm = _common(self.spacings_mm)
         self.skipped: list[tuple[str, str]] = (
@@ -238,12 +255,18 @@ class PreparedSet:
         if version == 1:
             return
         about = _about(
-            self.ids, self.subjects, self.splits, self.classes, self.intensity_range, self.spacings_mm
+            self.ids,
+            self.subjects,
+            self.splits,
+            self.classes,
+            self.intensity_range,
+            self.normalise,
+            self.spacings_mm,
         )
         if attributes["header_digest"] != digest_of(about):
             raise TedmError(
-                f"{self.path}: damaged (ids, subjects, splits, classes, intensity range or spacing are not"
-                f" what was written). {again}"
+                f"{self.path}: damaged (ids, subjects, splits, classes, intensity range, spacing or"
+                f" normalise are not what was written). {again}"
             )
         for name in ("images", "masks") if self.has_masks else ("images",):
             self._checksums[name] = np.asarray(file[CHECKSUMS.format(name)])

@@ -7,6 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tedm.config import Normalise
+
+PERCENTILES = (1.0, 99.0)  # of a channel's pixels, that become 0 and 1
+DEVIATIONS = 3.0  # from a channel's mean, that become 0 and 1
 Fit = Literal["stretch", "pad", "crop"]
 
 
@@ -18,6 +22,44 @@ def white_for(high: float) -> float:
     """
     whites = (1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16)))
     return float(next((white for white in whites if high <= white), high))
+
+
+def normalised(pixels: npt.NDArray[Any], how: Normalise) -> npt.NDArray[Any]:
+    """Scale the greys of one image, each channel by itself; see `tedm.config.Normalising`.
+
+    To be called before an image is resized or padded, so that padding does not count.
+
+    Args:
+        pixels: (C, H, W), uint8 or float32, finite.
+        how: none: the pixels as they are.
+
+    Returns:
+        (C, H, W), float32 in [0, 1]; a channel whose pixels are all equal becomes 0.
+    """
+    if how == "none":
+        return pixels
+    out = np.zeros(pixels.shape, np.float32)
+    for channel, scaled in zip(pixels, out, strict=True):
+        low, high = _black_and_white(channel, how)
+        if low < high:
+            # In float64 a buffer at a time: large images are many, on many threads.
+            np.subtract(channel, low, out=scaled, dtype=np.float64, casting="same_kind")
+            np.divide(scaled, high - low, out=scaled, dtype=np.float64, casting="same_kind")
+    return np.clip(out, 0, 1, out=out)
+
+
+def _black_and_white(channel: npt.NDArray[Any], how: Normalise) -> tuple[float, float]:
+    """The values of a channel that become 0 and 1; equal where it shows nothing."""
+    least, greatest = float(channel.min()), float(channel.max())
+    if least == greatest:
+        return least, greatest  # rounding gives equal pixels a deviation above 0
+    if how == "zscore":
+        mean = float(channel.mean(dtype=np.float64))
+        reach = DEVIATIONS * float(channel.std(dtype=np.float64))
+        return mean - reach, mean + reach
+    low, high = np.percentile(channel, PERCENTILES)
+    # Where more than 98 % of the pixels are equal, what differs must not vanish.
+    return (float(low), float(high)) if low < high else (least, greatest)
 
 
 def image_to_square(

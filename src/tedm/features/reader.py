@@ -200,6 +200,9 @@ class FeatureStore:
         there = ", ".join(f"t{t:04d}" for t in self.timesteps) or "none"
         kept = ", ".join(self.attributes["layers"])
         nothing = f"{self.path} has no {key} (timesteps: {there}; layers: {kept})"
+        if key.view and self.recipe is None:
+            asked = f" of recipe {self._asked}" if self._asked else ""
+            nothing = f"{self.path} has no views{asked}; a head with `views` has them extracted"
         again = layout.EXTRACT_VIEWS_AGAIN if key.view else layout.EXTRACT_AGAIN
         return f"{self._absent.get(key, nothing)}.\n  Extract it:  {again}"
 

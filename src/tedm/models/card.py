@@ -11,6 +11,10 @@ from tedm.errors import TedmError
 from tedm.models.folder import Description
 
 SHOWN = ("dice", "precision", "recall")
+NORMALISED = {
+    "percentiles": "its 1st percentile becomes black, its 99th white",
+    "zscore": "three standard deviations below its mean become black, three above it white",
+}
 
 
 def write(experiment: Experiment, results: Path, source: str, model: Description) -> str:
@@ -75,6 +79,9 @@ def _what(experiment: Experiment, source: str, model: Description) -> list[str]:
     lines = [
         f"- {sees} (others are {how} to squares and resized); masks come back at the image's own size."
     ]
+    if model.preprocessing.normalise != "none":
+        scale = NORMALISED[model.preprocessing.normalise]
+        lines.append(f"- The greys of each image are scaled before that: {scale}.")
     if model.kind == "network":
         return [f"- {model.method}: a UNet that sees images.", *lines]
     head = experiment.heads[source]
@@ -82,6 +89,14 @@ def _what(experiment: Experiment, source: str, model: Description) -> list[str]:
     return [
         f"- {model.method}: a head of type {head.type} on the decoder activations of the backbone"
         f" {experiment.backbone_of(source)}, at timestep{'s'[: len(model.timesteps) > 1]} {steps}.",
+        *(
+            [
+                f"- It also learned from {head.views} augmented views of each labelled image of the first"
+                f" {experiment.features.view_subjects} subjects."
+            ]
+            if head.views
+            else []
+        ),
         *lines,
     ]
 

@@ -170,6 +170,7 @@ def _preprocessing(experiment: Experiment, results: Path, prepared: PreparedSet)
         fit=getattr(source, "fit", "stretch"),
         black=black,
         intensity_range=prepared.intensity_range,
+        normalise=prepared.normalise,
         deep=prepared.deep,
         dicom_window=(window[0], window[1]) if isinstance(window, list) else window,
         volume=volume,

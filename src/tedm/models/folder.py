@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from tedm import files
-from tedm.config import Section
+from tedm.config import Normalising, Section
 from tedm.data.decoders import nifti
 from tedm.digests import digest_file, digest_of
 from tedm.errors import TedmError
@@ -42,7 +42,7 @@ class VolumeScaling(Section):
     slices: int | None = None  # the middle ones that are looked at; absent: all
 
 
-class Preprocessing(Section):
+class Preprocessing(Normalising):
     """From an image to what the network sees, as `tedm prepare` made the training set."""
 
     size: int = Field(ge=1)  # pixels along each side

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tedm.data.decoders import dicom, nifti, raster
-from tedm.data.preprocess import Fit, image_to_square, white_for
+from tedm.data.preprocess import Fit, image_to_square, normalised, white_for
 from tedm.data.sources.volumes import percentile_range
 from tedm.errors import TedmError
 from tedm.models.folder import Preprocessing, VolumeScaling
@@ -66,6 +66,7 @@ class Picture:
                     " image with as many"
                 )
             pixels = np.repeat(pixels, 3, axis=0)
+        pixels = normalised(pixels, like.normalise)
         black = min(0.0, float(pixels.min())) if like.black is None else like.black
         channels = [Image.fromarray(channel) for channel in pixels]
         square = image_to_square(channels, like.size, like.fit, black)
@@ -85,6 +86,8 @@ class Picture:
 
     def _range(self, like: Preprocessing) -> tuple[float, float]:
         """Pixels that become 0 and 1: by the rule of `tedm prepare`, with what the training set tells."""
+        if like.normalise != "none":
+            return 0.0, 1.0
         if self.pixels.dtype == np.uint8:
             return 0.0, 255.0
         low, high = float(self.pixels.min()), float(self.pixels.max())

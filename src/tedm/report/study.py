@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tedm import measures
-from tedm.config import BrainSource, BraTSSource, DDPMConfig, Experiment, NiftiSource, UKBBSource
+from tedm.config import VOLUMES, DDPMConfig, Experiment
 
 SMALL = 50  # the largest timestep that the study calls small (Rosnati et al. 2023, 4.1)
-VOLUMES = (BrainSource, NiftiSource, UKBBSource, BraTSSource)
 SUPERVISED = "Sup. Baseline"
 GENERALISING = "Small steps generalise better"
 METHODS = ("Global CL", "Global & Local CL", "LEDM", "LEDMe", "TEDM")
@@ -193,7 +192,8 @@ def _claims(e: Experiment) -> Iterator[tuple[str, list[str], list[str], str, str
     concatenated = {n: h for n, h in e.heads.items() if h.settings.get("combine") == "concat"}
     for name, head in shared.items():
         for other, its in concatenated.items():
-            if set(its.timesteps) == set(head.timesteps) and its.backbone == head.backbone:
+            alike = its.backbone == head.backbone and its.views == head.views
+            if alike and set(its.timesteps) == set(head.timesteps):
                 yield (
                     "Concatenation hurts",
                     [name],
