@@ -423,7 +423,7 @@ def test_views_of_other_ranges_lie_beside_and_which_are_read_must_be_said(folder
     ):
         with pytest.raises(TedmError, match=rf"several recipes(.|\n)*{OTHER.digest}(.|\n)*recipe="):
             read()
-    with pytest.raises(TedmError, match=r"other\.h5|has no t0010/view1-" + OTHER.digest):
+    with pytest.raises(TedmError, match=f"has no t0010/view1-{OTHER.digest}"):
         other.read(ROWS, 10, view=1)
 
 
@@ -431,6 +431,7 @@ def test_views_of_other_ranges_lie_beside_and_which_are_read_must_be_said(folder
 def test_views_that_are_not_there_are_refused_with_what_to_do(tmp_path, recipe):
     tiny(tmp_path)
     features = FeatureStore.open(run(tmp_path), recipe=recipe)
+    of_recipe = f" of recipe {recipe}" if recipe else ""
     assert features.view_rows == ()
     for read in (
         lambda: features.read(ROWS, T, view=1),
@@ -438,7 +439,7 @@ def test_views_that_are_not_there_are_refused_with_what_to_do(tmp_path, recipe):
         lambda: FeatureDataset(features, view=1),
         lambda: next(iter(FeatureDataset(features, ROWS, view=1))),
     ):
-        with pytest.raises(TedmError, match=r"has no t0050/view1-(.|\n)*forcerun extract_views"):
+        with pytest.raises(TedmError, match=rf"has no views{of_recipe};(.|\n)*forcerun extract_views"):
             read()
     assert "extract_views" in ViewedFeatures(features, 1).why_absent(T, "up0")
     assert ViewedFeatures(features, 0).why_absent(T, "up0") is None
