@@ -61,3 +61,10 @@ def test_a_mistake_ends_in_one_message_and_status_1(arguments: list[str], messag
     assert run.returncode == 1
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_check_says_what_views_take() -> None:
+    """The demo: 12 images, 8 views, 8 timesteps; 1.875 values per pixel and channel in float16."""
+    said = tedm("check", "config.yaml").stdout
+    assert "views of 12 training images: 768 forward passes of ddpm, about 47.2 MB" in said
+    assert 768 * 1.875 * 16 * 32**2 * 2 == pytest.approx(47.2e6, rel=1e-3)

@@ -178,6 +178,7 @@ def test_a_first_experiment_for_a_folder_prepares_and_plans(tmp_path, monkeypatc
     experiment = config.load(path)
     assert experiment.image.size == 64
     assert experiment.backbones["ddpm"].data == "archive"
+    assert {head.views for head in experiment.heads.values()} == {8}
     assert experiment.datasets[experiment.evaluation.train_on].source.mask_suffix == "_mask"
     with prepared(tmp_path, path, experiment.evaluation.train_on) as data:
         assert len(data) == 10
@@ -251,6 +252,8 @@ def test_volumes_are_seen(tmp_path, monkeypatch):
             )
     assert tedm(monkeypatch, tmp_path, "data", "init", "s") == 0
     experiment = config.load(tmp_path / "s.yaml")
+    assert {head.views for head in experiment.heads.values()} == {2}  # of all slices of three volumes
+    assert experiment.features.view_subjects == 3
     assert experiment.image.classes == ["class 1", "class 2"]
     with prepared(tmp_path, tmp_path / "s.yaml", experiment.evaluation.train_on) as data:
         assert len(set(data.subjects)) == 4
