@@ -46,13 +46,25 @@ def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, dat
         for mask in (covered > threshold for threshold in (0.1, 0.3, 0.5))
     )
     # Lungs lie where they lie: the constant mask is a strong rival, and so measured by its error. Elsewhere
-    # than where they learned, heads that concatenate timesteps do worse than others, as the study found.
+    # than where they learned, heads that concatenate timesteps do worse than others, as the study found
+    # (LEDMe on Montgomery: 0.68 of its error on one machine, 0.75 on another), and heads with views better.
     abroad = dataset != EXPERIMENT.evaluation.train_on
     for head, settings in EXPERIMENT.heads.items():
         of_head = table[(table.dataset == dataset) & (table.method == head)]
         error = 100 - of_head.loc[of_head.n_train.idxmax(), "mean"]
-        share = 3 / 4 if abroad and settings.settings.get("combine") == "concat" else 2 / 3
+        share = 2 / 3
+        if abroad and settings.views:
+            share = 3 / 5
+        elif abroad and settings.settings.get("combine") == "concat":
+            share = 4 / 5
         assert error < (100 - 100 * constant) * share, head
+
+
+@pytest.mark.parametrize("head", ["LR", "TEDM"])
+def test_with_one_label_views_are_worth_several_points_elsewhere(table: pd.DataFrame, head: str) -> None:
+    mean = table[table.n_train == 1].set_index(["dataset", "method"])["mean"]
+    for dataset in set(EXPERIMENT.evaluation.test_on) - {EXPERIMENT.evaluation.train_on}:
+        assert mean[dataset, f"{head}-views"] > mean[dataset, head] + 3
 
 
 def test_the_loss_of_the_diffusion_model_falls() -> None:
