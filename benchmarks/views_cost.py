@@ -4,7 +4,7 @@
 
 Draws a dozen random images of 128 × 128 and an untrained UNet of width 64 (times do not depend on the
 weights), extracts them at one timestep as they are and in eight views, and fits a ridge head (one timestep)
-and TEDM (20 steps) without and with views. Pairs are measured in turn, each in a process of its own, which
+and TEDM (20 steps) without and with views. Pairs are measured in turn, each in a new process, which
 tells its peak memory; medians and ratios are printed. Store sizes are counted.
 """
 

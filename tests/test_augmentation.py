@@ -290,7 +290,7 @@ def test_image_and_mask_move_alike(ranges):
 
 @pytest.mark.parametrize("ranges", MILD)
 def test_several_classes_move_alike(ranges):
-    """Each class has a grey of its own, by which it is found again in the image."""
+    """Each class has its own grey, by which it is found again in the image."""
     size, greys = 64, (0.35, 0.65, 0.95)
     masks = torch.from_numpy(
         np.stack([disc(size, row, column, 0.12) for row, column in ((0.35, 0.4), (0.6, 0.35), (0.5, 0.65))])

@@ -35,8 +35,11 @@ def test_every_method_data_set_and_size_has_a_cell(table: pd.DataFrame) -> None:
     assert set(table["data"]) == {"synthetic"}
 
 
-@pytest.mark.parametrize("dataset", EXPERIMENT.evaluation.test_on)
-def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, dataset: str) -> None:
+def share_of_error(table: pd.DataFrame, dataset: str, head: str) -> float:
+    """Error of a head with all labels, as a share of that of the best constant mask.
+
+    Lungs lie where they lie: the constant mask is a strong rival, and so measured by its error.
+    """
     with PreparedSet(RESULTS / "data" / f"{EXPERIMENT.evaluation.train_on}.h5") as data:
         covered = data.masks(data.rows("train")).mean(axis=0)
     with PreparedSet(RESULTS / "data" / f"{dataset}.h5") as data:
@@ -45,25 +48,32 @@ def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, dat
         float(np.mean([2 * (t * mask).sum() / (t.sum() + mask.sum()) for t in truth]))
         for mask in (covered > threshold for threshold in (0.1, 0.3, 0.5))
     )
-    # Lungs lie where they lie: the constant mask is a strong rival, and so measured by its error. Elsewhere
-    # than where they learned, heads that concatenate timesteps do worse than others, as the study found
-    # (LEDMe on Montgomery: 0.68 of its error on one machine, 0.75 on another), and heads with views better.
-    abroad = dataset != EXPERIMENT.evaluation.train_on
-    for head, settings in EXPERIMENT.heads.items():
-        of_head = table[(table.dataset == dataset) & (table.method == head)]
-        error = 100 - of_head.loc[of_head.n_train.idxmax(), "mean"]
-        share = 2 / 3
-        if abroad and settings.views:
-            share = 3 / 5
-        elif abroad and settings.settings.get("combine") == "concat":
-            share = 4 / 5
-        assert error < (100 - 100 * constant) * share, head
+    of_head = table[(table.dataset == dataset) & (table.method == head)]
+    return float(100 - of_head.loc[of_head.n_train.idxmax(), "mean"]) / (100 - 100 * constant)
+
+
+ABROAD = [d for d in EXPERIMENT.evaluation.test_on if d != EXPERIMENT.evaluation.train_on]
+# Elsewhere than where they learned these do worse than others, as the study found.
+CONCATENATED = [name for name, h in EXPERIMENT.heads.items() if h.settings.get("combine") == "concat"]
+
+
+@pytest.mark.parametrize("head", EXPERIMENT.heads)
+def test_every_head_beats_the_best_constant_mask_by_far(table: pd.DataFrame, head: str) -> None:
+    shares = {d: share_of_error(table, d, head) for d in EXPERIMENT.evaluation.test_on}
+    assert shares[EXPERIMENT.evaluation.train_on] < 2 / 3
+    for dataset in ABROAD:
+        if head not in CONCATENATED:
+            assert shares[dataset] < (3 / 5 if EXPERIMENT.heads[head].views else 2 / 3), dataset
+        else:  # LEDMe on Montgomery: 0.68 on one machine, 0.75 on another
+            assert shares[dataset] < 4 / 5, dataset
+    if head in CONCATENATED:
+        assert np.mean([shares[d] for d in ABROAD]) < 3 / 4
 
 
 @pytest.mark.parametrize("head", ["LR", "TEDM"])
 def test_with_one_label_views_are_worth_several_points_elsewhere(table: pd.DataFrame, head: str) -> None:
     mean = table[table.n_train == 1].set_index(["dataset", "method"])["mean"]
-    for dataset in set(EXPERIMENT.evaluation.test_on) - {EXPERIMENT.evaluation.train_on}:
+    for dataset in ABROAD:
         assert mean[dataset, f"{head}-views"] > mean[dataset, head] + 3
 
 

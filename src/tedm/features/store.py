@@ -94,7 +94,7 @@ class Key:
 class Recipe:
     """How views of training images are made; view 1, 2, … of an image differ in what is drawn.
 
-    Its digest is part of a view's key: views of other ranges lie beside each other and are never mixed up.
+    Its digest is part of a view's key: views of other ranges never collide.
 
     Attributes:
         augmentation: ranges of the changes, as in the configuration; "study": the authors'.
